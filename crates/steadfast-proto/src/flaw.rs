@@ -1,0 +1,41 @@
+//! Planted bugs: known ways to get the fence wrong, each of which the simulator must catch.
+//!
+//! Without the feature `planted-flaws` the answer is always "no" and the compiler removes the question.
+
+/// A way to get it wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// A recovery starts on this node's own suspicion, without a committed removal.
+    ActOnOwnVerdict,
+    /// A recovery starts without waiting for the lost node's lease.
+    SkipFence,
+    /// Clocks are taken to run alike and to be read at once.
+    DriftZero,
+    /// Ownership and checkpoint are two rows: a checkpoint's commit does not notice a change of owner.
+    TwoRows,
+    /// A container thaws as soon as its node hears a grantor, whatever the row says by then.
+    ThawWithoutFreshLease,
+}
+
+#[cfg(feature = "planted-flaws")]
+std::thread_local! {
+    static PLANTED: std::cell::Cell<Option<Flaw>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants `flaw` in every core that this thread steps from now on; `None` removes it.
+#[cfg(feature = "planted-flaws")]
+pub fn plant(flaw: Option<Flaw>) {
+    PLANTED.set(flaw);
+}
+
+/// Whether `flaw` is planted.
+#[cfg(feature = "planted-flaws")]
+pub(crate) fn is_planted(flaw: Flaw) -> bool {
+    PLANTED.get() == Some(flaw)
+}
+
+/// Whether `flaw` is planted.
+#[cfg(not(feature = "planted-flaws"))]
+pub(crate) const fn is_planted(_flaw: Flaw) -> bool {
+    false
+}

@@ -1,0 +1,18 @@
+//! Every Steadfast protocol as a pure state machine.
+//!
+//! This list is the map, in reading order: a module uses only modules above it. What a lower one decides reaches
+//! a higher one as an input, never as a call. [`node`] joins all stages into the one machine that the runtime
+//! and the simulator drive.
+
+pub mod time;
+pub mod ids;
+pub mod machine;
+pub mod wire;
+pub mod detect;
+pub mod catalog;
+pub mod view;
+pub mod flaw;
+pub mod lease;
+pub mod placement;
+pub mod recovery;
+pub mod node;

@@ -1,0 +1,191 @@
+//! Views: installing what is committed, and proposing removals, admissions, grantors and elections.
+//!
+//! Any member may propose; the compare-and-set on the view picks one. The lowest member that is not suspected
+//! acts at once, the others stand by for a moment each, so that one silent proposer delays nobody for long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Batch, Event, Job, Node, Row};
+use crate::catalog::{Key, View};
+use crate::ids::{Incarnation, NodeId};
+use crate::lease::is_fenced;
+use crate::time::Time;
+
+/// How long the next in rank waits for the one before it.
+const STANDBY: Duration = Duration::from_millis(150);
+
+/// How long a proposal of admission, or a call for an election, is given before it is repeated.
+const RETRY: Duration = Duration::from_millis(300);
+
+/// What this node remembers about views.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Membership {
+    /// The incarnation in which this node has seen itself in a view.
+    admitted_as: Option<Incarnation>,
+    /// Whether a new incarnation was asked for and has not come yet.
+    renumbering: bool,
+    /// Since when somebody is condemned.
+    condemned_since: Option<Time>,
+    /// Since when the catalog's leader is condemned.
+    leaderless_since: Option<Time>,
+    /// Since when all members have had the installed view.
+    settled_since: Option<Time>,
+    last_attempt: Option<Time>,
+    last_campaign: Option<Time>,
+    fenced: BTreeSet<NodeId>,
+}
+
+impl Node {
+    pub(super) fn install(&mut self, now: Time, revision: u64, view: View, out: &mut Batch) {
+        if self.view().is_some_and(|installed| installed.id >= view.id) {
+            return;
+        }
+        if self.view().is_some_and(|installed| installed.grantors_since != view.grantors_since) {
+            self.grantor.grantors_changed(now);
+        }
+        let own = self.settings.id;
+        if view.members.get(&own) == Some(&self.incarnation) {
+            self.membership.admitted_as = Some(self.incarnation);
+        }
+        self.detector.watch(now, view.members.keys().copied().filter(|id| *id != own));
+        self.membership.settled_since = None;
+        self.membership.fenced.retain(|node| view.removed.contains_key(node));
+        out.publish.push(Event::Installed(view.clone()));
+        self.view = Some((revision, view));
+    }
+
+    pub(super) fn renumbered(&mut self, incarnation: Incarnation) {
+        self.incarnation = self.incarnation.max(incarnation);
+        self.membership.renumbering = false;
+    }
+
+    /// Proposes whatever the membership needs now.
+    pub(super) fn tend_membership(&mut self, now: Time, out: &mut Batch) {
+        let Some((revision, view)) = self.view.clone() else { return };
+        self.note_fences(now, &view, out);
+        let condemned = view.condemned(&self.accusations(now));
+        self.tend_leader(now, &view, &condemned, out);
+        if !self.synced {
+            return;
+        }
+        if !view.has(self.settings.id) || view.members.get(&self.settings.id) < Some(&self.incarnation) {
+            self.seek_admission(now, revision, &view, out);
+            return;
+        }
+        if condemned.is_empty() {
+            self.membership.condemned_since = None;
+            self.tend_grantors(now, revision, &view, out);
+            return;
+        }
+        let since = *self.membership.condemned_since.get_or_insert(now);
+        if !condemned.contains_key(&self.settings.id) && self.is_my_turn(now, since, &view) {
+            let next = view.remove(condemned, self.settings.id);
+            self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+        }
+    }
+
+    /// Who accuses whom: this node's own suspicions, and those of the members it hears.
+    pub(super) fn accusations(&self, now: Time) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
+        let mut accusations: BTreeMap<NodeId, BTreeSet<NodeId>> = (self.peers.iter())
+            .filter(|(id, _)| !self.detector.is_suspected(**id) && self.is_fresh(now, **id))
+            .map(|(id, peer)| (*id, peer.suspects.clone()))
+            .collect();
+        accusations.insert(self.settings.id, self.detector.suspects().collect());
+        accusations
+    }
+
+    /// Whether it is this node's turn to propose something that has been due `since` then.
+    pub(super) fn is_my_turn(&self, now: Time, since: Time, view: &View) -> bool {
+        let suspects: BTreeSet<NodeId> = self.detector.suspects().collect();
+        let rank = u32::try_from(view.rank(self.settings.id, &suspects)).unwrap_or(u32::MAX);
+        now >= since + STANDBY.saturating_mul(rank)
+    }
+
+    /// Whether `node`, removed, certainly holds no lease.
+    pub(super) fn fenced(&self, now: Time, node: NodeId) -> bool {
+        let Some(view) = self.view() else { return false };
+        let mut vouchers: BTreeMap<NodeId, _> =
+            self.peers.iter().map(|(id, peer)| (*id, peer.fenced.clone())).collect();
+        vouchers.insert(self.settings.id, self.fences(now));
+        is_fenced(view, node, &vouchers)
+    }
+
+    fn note_fences(&mut self, now: Time, view: &View, out: &mut Batch) {
+        for node in view.removed.keys() {
+            if !self.membership.fenced.contains(node) && self.fenced(now, *node) {
+                self.membership.fenced.insert(*node);
+                out.publish.push(Event::Fenced(*node));
+            }
+        }
+    }
+
+    fn is_fresh(&self, now: Time, node: NodeId) -> bool {
+        let limit = self.settings.detect.timeout_initial;
+        let fresh_at = self.peers.get(&node).and_then(|peer| peer.fresh_at);
+        fresh_at.is_some_and(|fresh_at| now.since(fresh_at) <= limit)
+    }
+
+    /// Stands for leader of the catalog's engine when a majority agrees that the last leader is dead.
+    fn tend_leader(
+        &mut self,
+        now: Time,
+        view: &View,
+        condemned: &BTreeMap<NodeId, BTreeSet<NodeId>>,
+        out: &mut Batch,
+    ) {
+        let is_dead = self.leader.is_some_and(|leader| condemned.contains_key(&leader));
+        if !is_dead || !view.grantors.contains(&self.settings.id) {
+            self.membership.leaderless_since = None;
+            return;
+        }
+        let since = *self.membership.leaderless_since.get_or_insert(now);
+        let recently = self.membership.last_campaign.is_some_and(|last| now.since(last) < RETRY);
+        if !recently && self.is_my_turn(now, since, view) {
+            self.membership.last_campaign = Some(now);
+            self.start_job(Job::Campaign, out);
+        }
+    }
+
+    /// Proposes this node as a member once it hears, and is heard by, a majority of the grantors.
+    fn seek_admission(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
+        if self.membership.admitted_as == Some(self.incarnation) {
+            // Removed while it ran: what it did under the old number is over (PROTOCOLS 0.2).
+            if !self.membership.renumbering {
+                self.membership.renumbering = true;
+                self.start_job(Job::Renumber, out);
+            }
+            return;
+        }
+        let own = self.settings.id;
+        let reached = view.grantors.iter().filter(|id| **id == own || self.is_fresh(now, **id)).count();
+        let recently = self.membership.last_attempt.is_some_and(|last| now.since(last) < RETRY);
+        if reached < view.grantor_majority() || recently {
+            return;
+        }
+        self.membership.last_attempt = Some(now);
+        let next = view.admit(own, self.incarnation, own);
+        self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+    }
+
+    /// Adds a grantor once every member has had the installed view for longer than a lease: nobody can then
+    /// still count a lease by grantors of long ago.
+    fn tend_grantors(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
+        let Some(next) = view.next_grantor() else { return };
+        let own = self.settings.id;
+        let settled = (view.members.keys()).all(|id| {
+            *id == own || (self.is_fresh(now, *id) && self.peers.get(id).is_some_and(|peer| peer.view == view.id))
+        });
+        if !settled {
+            self.membership.settled_since = None;
+            return;
+        }
+        let since = *self.membership.settled_since.get_or_insert(now);
+        // The founder's own lease rests on nobody else, so the first addition need not wait for one to end.
+        let wait = if view.grantors.len() == 1 { Duration::ZERO } else { self.lease_length() + self.drift() };
+        if self.is_my_turn(now, since + wait, view) && now >= since + wait {
+            let next = view.add_grantor(next, own);
+            self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+        }
+    }
+}

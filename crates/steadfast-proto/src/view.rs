@@ -1,0 +1,161 @@
+//! The agreed list of members: what a next view may be, and when one may be proposed.
+//!
+//! A view is a row of the catalog; a change is one compare-and-set on it, so that of two proposals one wins and
+//! every member that installs view *n* installs the same one (PROTOCOLS 3.4, VM1). These functions make the next
+//! view from the last; they never decide that somebody failed, and nothing here starts or stops a container.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::catalog::{View, ViewReason};
+use crate::ids::{Incarnation, NodeId, ViewId};
+
+/// How many grantors a cluster has at most.
+pub const GRANTORS_MAX: usize = 5;
+
+impl View {
+    /// The first view of a cluster, with its founder alone.
+    pub fn founded(founder: NodeId, incarnation: Incarnation) -> View {
+        View {
+            id: ViewId(1),
+            members: BTreeMap::from([(founder, incarnation)]),
+            removed: BTreeMap::new(),
+            grantors: BTreeSet::from([founder]),
+            grantors_since: ViewId(1),
+            proposer: founder,
+            reason: ViewReason::Founded,
+        }
+    }
+
+    /// Whether `node` is a member, in whatever incarnation.
+    pub fn has(&self, node: NodeId) -> bool {
+        self.members.contains_key(&node)
+    }
+
+    /// The next view, in which `node` is a member in `incarnation`.
+    #[must_use]
+    pub fn admit(&self, node: NodeId, incarnation: Incarnation, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::Admitted(node));
+        next.members.insert(node, incarnation);
+        next.removed.remove(&node);
+        next
+    }
+
+    /// The next view, without `accused`; each comes with its accusers.
+    #[must_use]
+    pub fn remove(&self, accused: BTreeMap<NodeId, BTreeSet<NodeId>>, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::Removed(accused.clone()));
+        for node in accused.into_keys() {
+            if next.members.remove(&node).is_some() {
+                next.removed.insert(node, next.id);
+            }
+        }
+        next
+    }
+
+    /// The next view, in which member `node` grants leases too.
+    #[must_use]
+    pub fn add_grantor(&self, node: NodeId, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::Grantor(node));
+        next.grantors.insert(node);
+        next.grantors_since = next.id;
+        next
+    }
+
+    /// How many grantors make a lease, or end one.
+    pub fn grantor_majority(&self) -> usize {
+        self.grantors.len() / 2 + 1
+    }
+
+    /// The members that a majority of the members accuses, each with its accusers. An accuser that is itself
+    /// accused by a majority still counts: a rack that dies takes no witness with it, as its last heartbeats
+    /// accuse nobody.
+    pub fn condemned(
+        &self,
+        accusations: &BTreeMap<NodeId, BTreeSet<NodeId>>,
+    ) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
+        let majority = self.members.len() / 2 + 1;
+        let mut condemned = BTreeMap::new();
+        for accused in self.members.keys() {
+            let accusers: BTreeSet<NodeId> = (accusations.iter())
+                .filter(|(accuser, suspects)| self.has(**accuser) && suspects.contains(accused))
+                .map(|(accuser, _)| *accuser)
+                .collect();
+            if accusers.len() >= majority {
+                condemned.insert(*accused, accusers);
+            }
+        }
+        condemned
+    }
+
+    /// The member that should grant leases next, if there is room: the lowest that does not yet.
+    pub fn next_grantor(&self) -> Option<NodeId> {
+        if self.grantors.len() >= GRANTORS_MAX {
+            return None;
+        }
+        self.members.keys().find(|node| !self.grantors.contains(node)).copied()
+    }
+
+    /// The position of `node` among the members that are not in `except`: 0 acts, the others stand by.
+    pub fn rank(&self, node: NodeId, except: &BTreeSet<NodeId>) -> usize {
+        self.members.keys().filter(|id| !except.contains(id)).take_while(|id| **id != node).count()
+    }
+
+    fn next(&self, proposer: NodeId, reason: ViewReason) -> View {
+        View { id: self.id.next(), proposer, reason, ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(nodes: u128) -> View {
+        (2..=nodes).fold(View::founded(NodeId(1), Incarnation(1)), |view, node| {
+            view.admit(NodeId(node), Incarnation(1), NodeId(1))
+        })
+    }
+
+    fn accusations(list: &[(u128, u128)]) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
+        let mut map: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+        for (accuser, accused) in list {
+            map.entry(NodeId(*accuser)).or_default().insert(NodeId(*accused));
+        }
+        map
+    }
+
+    #[test]
+    fn one_observer_condemns_nobody() {
+        assert!(view(3).condemned(&accusations(&[(1, 3)])).is_empty());
+        assert!(view(3).condemned(&accusations(&[(1, 3), (7, 3)])).is_empty(), "a stranger accuses nobody");
+    }
+
+    #[test]
+    fn a_majority_removes_several_in_one_view() {
+        let view = view(5);
+        let both = [(1, 4), (2, 4), (3, 4), (1, 5), (2, 5), (3, 5)];
+        let condemned = view.condemned(&accusations(&both));
+        let next = view.remove(condemned, NodeId(1));
+        assert_eq!(next.id, view.id.next());
+        assert_eq!(next.members.keys().copied().collect::<Vec<_>>(), [NodeId(1), NodeId(2), NodeId(3)]);
+        assert_eq!(next.removed.get(&NodeId(4)), Some(&next.id));
+    }
+
+    #[test]
+    fn coming_back_ends_the_removal() {
+        let view = view(3);
+        let without = view.remove(accusations(&[(3, 1), (3, 2)]), NodeId(1));
+        let back = without.admit(NodeId(3), Incarnation(2), NodeId(3));
+        assert!(back.removed.is_empty());
+        assert_eq!(back.members.get(&NodeId(3)), Some(&Incarnation(2)));
+    }
+
+    #[test]
+    fn grantors_grow_one_at_a_time_up_to_five() {
+        let mut view = view(7);
+        while let Some(node) = view.next_grantor() {
+            view = view.add_grantor(node, NodeId(1));
+        }
+        assert_eq!(view.grantors.len(), GRANTORS_MAX);
+        assert_eq!(view.grantors_since, view.id);
+    }
+}
