@@ -1,0 +1,353 @@
+//! The loop itself, on its own thread: sockets, timers, committed rows and commands in; datagrams, proposals,
+//! jobs and events out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use steadfast_proto::catalog::{Change, NodeRow, encode_row};
+use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
+use steadfast_proto::machine::Machine;
+use steadfast_proto::node::{Batch, Event, Input, Job, JobId, Node, Proposal, RequestId, Row};
+use steadfast_proto::time::Time;
+use steadfast_proto::wire::Heartbeat;
+use tokio::sync::{broadcast, mpsc};
+
+use super::rows::Rows;
+use super::{
+    Addresses, Command, LEADER_POLL, Noticed, Parts, Report, SpawnError, TIMELINE_MAX, Waiting, network_ids,
+};
+use crate::catalog::{CatalogError, Txn};
+use crate::net::datagram::{self, Datagram, Receiver, Sender};
+use crate::net::seal::{Opener, Sealer};
+
+/// How often a transaction is tried again after an outcome that changed nothing for certain.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where events go.
+pub(super) struct Publisher {
+    events: broadcast::Sender<Noticed>,
+    timeline: Arc<Mutex<VecDeque<Noticed>>>,
+    boot_unix_ms: u64,
+    sequence: u64,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        events: broadcast::Sender<Noticed>,
+        timeline: Arc<Mutex<VecDeque<Noticed>>>,
+        boot_unix_ms: u64,
+    ) -> Publisher {
+        Publisher { events, timeline, boot_unix_ms, sequence: 0 }
+    }
+
+    fn publish(&mut self, now: Time, event: Event) {
+        self.sequence += 1;
+        let unix_ms = self.boot_unix_ms.saturating_add(now.as_nanos() / 1_000_000);
+        let noticed = Noticed { unix_ms, sequence: self.sequence, event };
+        let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        if timeline.len() >= TIMELINE_MAX {
+            timeline.pop_front();
+        }
+        timeline.push_back(noticed.clone());
+        drop(timeline);
+        // Nobody listening is no error.
+        let _ = self.events.send(noticed);
+    }
+}
+
+struct Driver {
+    node: Node,
+    parts: Parts,
+    sender: Sender,
+    sealer: Sealer,
+    opener: Opener,
+    addresses: Addresses,
+    engine_ids: BTreeMap<u64, NodeId>,
+    leader: Option<NodeId>,
+    inputs: mpsc::UnboundedSender<Command>,
+    publisher: Publisher,
+    waiting: Waiting,
+    next_request: u64,
+    /// Used again for every datagram.
+    plain: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+/// Binds the sockets and starts the thread.
+pub(super) fn start(
+    mut parts: Parts,
+    inputs: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    publisher: Publisher,
+) -> Result<(), SpawnError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SpawnError::Thread)?;
+    parts.settings.networks = network_ids(parts.addresses.len());
+    let bound: Vec<_> =
+        parts.settings.networks.iter().copied().zip(parts.addresses.iter().map(|(_, at)| *at)).collect();
+    let guard = runtime.enter();
+    let (sender, receiver) = datagram::bind(&bound)?;
+    drop(guard);
+    let newest = parts.keys.iter().max_by_key(|key| key.epoch).expect("a member holds at least one cluster key");
+    let sealer =
+        Sealer::new(parts.cluster, newest, parts.settings.id, parts.settings.incarnation, parts.boot_salt);
+    let opener = Opener::new(parts.cluster, &parts.keys);
+    let driver = Driver {
+        node: Node::new(parts.settings.clone(), datagram::now()),
+        sender,
+        sealer,
+        opener,
+        addresses: Addresses::new(),
+        engine_ids: BTreeMap::new(),
+        leader: None,
+        inputs,
+        publisher,
+        waiting: Waiting::new(),
+        next_request: 1,
+        plain: Vec::new(),
+        sealed: Vec::new(),
+        parts,
+    };
+    std::thread::Builder::new()
+        .name("node".to_owned())
+        .spawn(move || runtime.block_on(driver.run(receiver, commands)))
+        .map_err(SpawnError::Thread)?;
+    Ok(())
+}
+
+impl Driver {
+    async fn run(mut self, mut receiver: Receiver, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut inputs = Vec::new();
+        let mut rows = Rows::begin(Arc::clone(&self.parts.catalog), &self.parts.runtime, &mut inputs);
+        let mut leader_poll = tokio::time::interval(LEADER_POLL);
+        loop {
+            for input in inputs.drain(..) {
+                self.step(input);
+            }
+            let wake = self.until_deadline();
+            tokio::select! {
+                biased;
+                received = receiver.receive() => match received {
+                    Ok(datagrams) => self.receive(datagrams),
+                    Err(error) => {
+                        tracing::error!(%error, "the heartbeat sockets failed; this node stops");
+                        return;
+                    }
+                },
+                command = commands.recv() => match command {
+                    None | Some(Command::Stop) => return,
+                    Some(command) => self.obey(command),
+                },
+                () = tokio::time::sleep(wake) => {
+                    // Drain first (PROTOCOLS 3.1): what arrived while we slept must speak before silence does.
+                    while let Some(Ok(datagrams)) = receiver.receive().now_or_never() {
+                        self.receive(datagrams);
+                    }
+                    self.step(Input::Deadline);
+                }
+                result = rows.next(&mut inputs) => if let Err(error) = result {
+                    tracing::error!(%error, "the catalog closed; this node stops");
+                    return;
+                },
+                _ = leader_poll.tick() => self.look_at_leader(rows.leader()),
+            }
+        }
+    }
+
+    fn until_deadline(&self) -> Duration {
+        match self.node.deadline() {
+            Some(at) => at.since(datagram::now()),
+            None => Duration::from_millis(100),
+        }
+    }
+
+    fn receive(&mut self, datagrams: &mut [Datagram]) {
+        for datagram in datagrams {
+            let (network, received_at) = (datagram.network(), datagram.received());
+            let opened = match self.opener.open(datagram.bytes()) {
+                Ok(opened) => opened,
+                Err(reason) => {
+                    tracing::trace!(%reason, "a datagram was rejected");
+                    continue;
+                }
+            };
+            let (from, incarnation) = (opened.source, opened.incarnation);
+            match Heartbeat::decode(opened.payload) {
+                Ok(heartbeat) => {
+                    self.step(Input::Heard { from, incarnation, network, received_at, heartbeat });
+                }
+                Err(error) => tracing::warn!(%from, %error, "an authentic datagram holds no heartbeat"),
+            }
+        }
+    }
+
+    fn look_at_leader(&mut self, leader: Option<u64>) {
+        let leader = leader.and_then(|id| self.engine_ids.get(&id)).copied();
+        if leader != self.leader {
+            self.leader = leader;
+            self.step(Input::Leader(leader));
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Input(input) => self.obey_input(*input),
+            Command::Status(reply) => {
+                let _ = reply.send(self.node.status(datagram::now()));
+            }
+            Command::Keeps(sealed, reply) => {
+                let kept = sealed
+                    .into_iter()
+                    .map(|(container, epoch, number, manifest)| {
+                        self.node.keeps(container, epoch, number, manifest)
+                    })
+                    .collect();
+                let _ = reply.send(kept);
+            }
+            Command::Request(request, reply) => {
+                let id = RequestId(self.next_request);
+                self.next_request += 1;
+                self.waiting.insert(id, reply);
+                self.step(Input::Request(id, request));
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn obey_input(&mut self, input: Input) {
+        if let Input::Renumbered(incarnation) = input {
+            self.renumber(incarnation);
+        }
+        self.step(input);
+    }
+
+    fn renumber(&mut self, incarnation: Incarnation) {
+        let newest = self.parts.keys.iter().max_by_key(|key| key.epoch);
+        let newest = newest.expect("a member holds at least one cluster key");
+        let (id, salt) = (self.parts.settings.id, self.parts.boot_salt);
+        self.sealer = Sealer::new(self.parts.cluster, newest, id, incarnation, salt);
+    }
+
+    fn step(&mut self, input: Input) {
+        if let Input::Committed { change: Change::Node(id, row), .. } = &input {
+            self.learn_addresses(*id, row.as_ref());
+        }
+        let now = datagram::now();
+        let mut batch = Batch::default();
+        self.node.step(now, input, &mut batch);
+        for (to, network, heartbeat) in batch.send {
+            self.send(to, network, &heartbeat);
+        }
+        for proposal in batch.propose {
+            self.propose(proposal);
+        }
+        for (id, job) in batch.run {
+            self.run_job(id, job);
+        }
+        for event in batch.publish {
+            log(&event);
+            if let Event::Answer(id, result) = &event
+                && let Some(reply) = self.waiting.remove(id)
+            {
+                let _ = reply.send(result.clone());
+                continue;
+            }
+            self.publisher.publish(now, event);
+        }
+    }
+
+    fn learn_addresses(&mut self, id: NodeId, row: Option<&NodeRow>) {
+        let Some(row) = row else {
+            self.addresses.remove(&id);
+            self.opener.forget(id);
+            return;
+        };
+        self.engine_ids.insert(row.engine_id, id);
+        let theirs: BTreeMap<&str, _> = row.addresses.iter().map(|(name, at)| (name.as_str(), *at)).collect();
+        let ours = self.parts.addresses.iter().map(|(name, _)| theirs.get(name.as_str()).copied());
+        self.addresses.insert(id, ours.collect());
+    }
+
+    fn send(&mut self, to: NodeId, network: NetworkId, heartbeat: &Heartbeat) {
+        let address = self.addresses.get(&to).and_then(|addresses| addresses.get(usize::from(network.0)));
+        let Some(Some(address)) = address.copied() else { return };
+        self.plain.clear();
+        self.sealed.clear();
+        heartbeat.encode(&mut self.plain);
+        match self.sealer.seal(network, &self.plain, &mut self.sealed) {
+            Ok(_) => {
+                self.sender.send(network, address, &self.sealed);
+            }
+            Err(error) => tracing::error!(%error, "a heartbeat does not fit a datagram"),
+        }
+    }
+
+    fn propose(&self, proposal: Proposal) {
+        let (catalog, inputs) = (Arc::clone(&self.parts.catalog), self.inputs.clone());
+        self.parts.runtime.spawn(async move {
+            let id = proposal.id;
+            let accepted = match transaction(proposal) {
+                Ok(txn) => match tokio::time::timeout(PROPOSE_TIMEOUT, catalog.txn(txn)).await {
+                    Ok(Ok(reply)) => reply.succeeded,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a proposal has no answer");
+                        if matches!(error, CatalogError::NoMajority { .. }) {
+                            tokio::time::sleep(LEADER_POLL).await;
+                        }
+                        false
+                    }
+                    Err(_) => false,
+                },
+                Err(error) => {
+                    tracing::error!(%error, "a proposal can't be written");
+                    false
+                }
+            };
+            let input = Input::Proposed { proposal: id, accepted };
+            let _ = inputs.send(Command::Input(Box::new(input)));
+        });
+    }
+
+    fn run_job(&self, id: JobId, job: Job) {
+        if !matches!(job, Job::Renew { .. }) {
+            tracing::debug!(?job, "job");
+        }
+        self.parts.worker.run(job, Report { id, inputs: self.inputs.clone() });
+    }
+}
+
+fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowError> {
+    let compare = proposal.basis.into_iter().map(|(key, revision)| (key.encode(), revision)).collect();
+    let mut puts = Vec::new();
+    for row in proposal.rows {
+        let (key, bytes) = match &row {
+            Row::View(view) => (steadfast_proto::catalog::Key::View, encode_row(view)?),
+            Row::Container(row) => (steadfast_proto::catalog::Key::Container(row.id), encode_row(row.as_ref())?),
+        };
+        puts.push((key.encode(), Some(bytes.into())));
+    }
+    Ok(Txn { compare, puts })
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::Opinion(opinion) => tracing::info!(?opinion, "opinion"),
+        Event::Installed(view) => {
+            tracing::info!(view = view.id.0, members = view.members.len(), reason = ?view.reason, "view installed");
+        }
+        Event::LeaseLapsed => tracing::warn!("the lease lapsed: containers freeze"),
+        Event::LeaseRenewed => tracing::info!("the lease is fresh"),
+        Event::Fenced(node) => tracing::info!(%node, "a removed node's lease is over"),
+        Event::Moved { container, row } => tracing::info!(
+            %container, name = row.spec.name, owner = %row.owner, epoch = row.epoch.0, state = ?row.state, "container"
+        ),
+        Event::Committed { container, checkpoint } => {
+            tracing::debug!(%container, number = checkpoint.number, "checkpoint committed");
+        }
+        Event::CheckpointFailed { container, reason } => {
+            tracing::warn!(%container, reason, "checkpoint failed");
+        }
+        Event::Answer(request, result) => tracing::debug!(request = request.0, ok = result.is_ok(), "answer"),
+    }
+}
