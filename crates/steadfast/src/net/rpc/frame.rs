@@ -1,0 +1,256 @@
+//! The bytes of a call on a connection: a fixed header with its own checksum, then the body.
+//!
+//! It decides whether a header is one of ours and how many bytes follow it. It never looks into a body:
+//! TLS has checked that already. Read next: `connection`.
+//!
+//! Layout, little endian, 24 bytes: magic 4, version 1, kind 1, service 1, zero 1, call 8, length 4,
+//! CRC-32C of the 20 bytes before 4.
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::Body;
+
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 24;
+/// Largest body.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+
+const MAGIC: [u8; 4] = *b"SFrp";
+const VERSION: u8 = 1;
+/// Frames up to this size are gathered, so that many small calls leave in one TLS record.
+const GATHER_BYTES: usize = 16 << 10;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A call.
+    Request,
+    /// Its answer.
+    Response,
+    /// The peer did not carry the call out; the body says why.
+    Failure,
+    /// Asks for a pong.
+    Ping,
+    /// Shows that the path and the peer live.
+    Pong,
+}
+
+impl Kind {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Request => 1,
+            Self::Response => 2,
+            Self::Failure => 3,
+            Self::Ping => 4,
+            Self::Pong => 5,
+        }
+    }
+
+    const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Request,
+            2 => Self::Response,
+            3 => Self::Failure,
+            4 => Self::Ping,
+            5 => Self::Pong,
+            _ => return None,
+        })
+    }
+}
+
+/// What stands in front of every body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is.
+    pub kind: Kind,
+    /// Which service is called.
+    pub service: u8,
+    /// The number of the call on its connection; an answer repeats it.
+    pub call: u64,
+    /// Bytes of the body.
+    pub length: u32,
+}
+
+/// Why bytes are not a frame. The connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Not our protocol, or another version.
+    #[error("the peer speaks another protocol or version")]
+    Protocol,
+    /// The checksum of the header does not agree.
+    #[error("a frame's header is damaged")]
+    Checksum,
+    /// A kind of frame that this version does not know.
+    #[error("a frame of unknown kind {found}")]
+    Kind {
+        /// The number found.
+        found: u8,
+    },
+    /// The body is over the limit.
+    #[error("a frame of {found} bytes, at most {BODY_BYTES_MAX} are allowed")]
+    TooLarge {
+        /// Bytes announced.
+        found: u32,
+    },
+    /// The connection ended, perhaps within a frame.
+    #[error("the connection ended")]
+    Ended,
+}
+
+/// Reads a header; never panics, allocates nothing.
+///
+/// # Errors
+/// Says why the bytes are not a header.
+pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
+    let [m0, m1, m2, m3, version, kind, service, zero, rest @ ..] = *bytes;
+    if [m0, m1, m2, m3] != MAGIC || version != VERSION || zero != 0 {
+        return Err(FrameError::Protocol);
+    }
+    let [a, b, c, d, e, f, g, h, l0, l1, l2, l3, c0, c1, c2, c3] = rest;
+    let checked = bytes.first_chunk::<20>().expect("20 is below 24");
+    if crc32c::crc32c(checked) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        return Err(FrameError::Checksum);
+    }
+    let kind = Kind::from_number(kind).ok_or(FrameError::Kind { found: kind })?;
+    let length = u32::from_le_bytes([l0, l1, l2, l3]);
+    if length as usize > BODY_BYTES_MAX {
+        return Err(FrameError::TooLarge { found: length });
+    }
+    Ok(Header { kind, service, call: u64::from_le_bytes([a, b, c, d, e, f, g, h]), length })
+}
+
+pub(super) fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..4].copy_from_slice(&MAGIC);
+    bytes[4] = VERSION;
+    bytes[5] = header.kind.number();
+    bytes[6] = header.service;
+    bytes[8..16].copy_from_slice(&header.call.to_le_bytes());
+    bytes[16..20].copy_from_slice(&header.length.to_le_bytes());
+    let sum = crc32c::crc32c(&bytes[..20]);
+    bytes[20..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// A frame that waits to be written.
+#[derive(Debug)]
+pub(super) struct Frame {
+    header: Header,
+    body: Body,
+}
+
+impl Frame {
+    /// Makes a frame; the caller has checked the length of `body`.
+    pub(super) fn new(kind: Kind, service: u8, call: u64, body: Body) -> Self {
+        let length = u32::try_from(body.len()).expect("callers bound bodies to 16 MiB");
+        Self { header: Header { kind, service, call, length }, body }
+    }
+}
+
+/// Takes frames off a connection.
+#[derive(Debug)]
+pub(super) struct FrameReader<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    pub(super) fn new(reader: R) -> Self {
+        Self { reader, buffer: BytesMut::new() }
+    }
+
+    /// The next frame. Not cancel safe between calls only if dropped for good.
+    pub(super) async fn next(&mut self) -> Result<(Header, Bytes), FrameError> {
+        self.fill(HEADER_BYTES).await?;
+        let bytes = self.buffer.split_to(HEADER_BYTES);
+        let header = decode_header(bytes.first_chunk().expect("24 bytes were split off"))?;
+        let length = header.length as usize;
+        self.fill(length).await?;
+        Ok((header, self.buffer.split_to(length).freeze()))
+    }
+
+    async fn fill(&mut self, length: usize) -> Result<(), FrameError> {
+        while self.buffer.len() < length {
+            let missing = length - self.buffer.len();
+            self.buffer.reserve(missing.max(4096));
+            match self.reader.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => return Err(FrameError::Ended),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts frames on a connection; small ones are gathered until `flush`.
+#[derive(Debug)]
+pub(super) struct FrameWriter<W> {
+    writer: W,
+    gathered: Vec<u8>,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    pub(super) fn new(writer: W) -> Self {
+        Self { writer, gathered: Vec::new() }
+    }
+
+    pub(super) async fn write(&mut self, frame: &Frame) -> std::io::Result<()> {
+        self.gathered.extend_from_slice(&encode_header(&frame.header));
+        for part in [&frame.body.head, &frame.body.bulk] {
+            if part.len() + self.gathered.len() <= GATHER_BYTES {
+                self.gathered.extend_from_slice(part);
+                continue;
+            }
+            self.writer.write_all(&self.gathered).await?;
+            self.gathered.clear();
+            self.writer.write_all(part).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn flush(&mut self) -> std::io::Result<()> {
+        if !self.gathered.is_empty() {
+            self.writer.write_all(&self.gathered).await?;
+            self.gathered.clear();
+        }
+        self.writer.flush().await
+    }
+
+    pub(super) async fn close(&mut self) {
+        // The connection is going away in any case; a failure to say so changes nothing.
+        let _ = self.writer.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn headers_come_back() {
+        for kind in [Kind::Request, Kind::Response, Kind::Failure, Kind::Ping, Kind::Pong] {
+            let header = Header { kind, service: 7, call: u64::MAX - 3, length: 16 << 20 };
+            assert_eq!(decode_header(&encode_header(&header)), Ok(header));
+        }
+        let header = Header { kind: Kind::Ping, service: 0, call: 0, length: (16 << 20) + 1 };
+        let error = decode_header(&encode_header(&header));
+        assert_eq!(error, Err(FrameError::TooLarge { found: (16 << 20) + 1 }));
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_header_is_refused(at in 0..HEADER_BYTES, bit in 0u8..8) {
+            let header = Header { kind: Kind::Request, service: 1, call: 2, length: 3 };
+            let mut bytes = encode_header(&header);
+            bytes[at] ^= 1 << bit;
+            prop_assert!(decode_header(&bytes).is_err());
+        }
+
+        #[test]
+        fn garbage_headers_never_panic(bytes in any::<[u8; HEADER_BYTES]>()) {
+            prop_assert!(decode_header(&bytes).is_err());
+        }
+    }
+}
