@@ -226,7 +226,9 @@ impl ContainerRow {
         if self.checkpoints().any(|checkpoint| checkpoint.manifest == manifest) {
             return true;
         }
-        epoch >= self.epoch && number >= self.next_number()
+        // An epoch that ended commits nothing more, and a container comes back in a later one only.
+        let may_commit = epoch > self.epoch || (epoch == self.epoch && self.is_active());
+        may_commit && number >= self.next_number()
     }
 }
 

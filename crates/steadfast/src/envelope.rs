@@ -102,11 +102,7 @@ impl Format {
         }
         let version = u16::from_le_bytes([v0, v1]);
         if version < self.version_min || version > self.version {
-            return Err(EnvelopeError::Version {
-                found: version,
-                min: self.version_min,
-                max: self.version,
-            });
+            return Err(EnvelopeError::Version { found: version, min: self.version_min, max: self.version });
         }
         let max = self.body_bytes_max as usize;
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
@@ -114,10 +110,7 @@ impl Format {
             return Err(EnvelopeError::TooLong { found: body.len().max(length), max: length.min(max) });
         }
         if body.len() < length {
-            return Err(EnvelopeError::Truncated {
-                found: bytes.len(),
-                expected: HEADER_BYTES + length,
-            });
+            return Err(EnvelopeError::Truncated { found: bytes.len(), expected: HEADER_BYTES + length });
         }
         let found = u32::from_le_bytes([c0, c1, c2, c3]);
         let expected = crc32c::crc32c_append(
@@ -160,8 +153,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FORMAT: Format =
-        Format { magic: *b"TEST", version: 3, version_min: 2, body_bytes_max: 1000 };
+    const FORMAT: Format = Format { magic: *b"TEST", version: 3, version_min: 2, body_bytes_max: 1000 };
 
     proptest! {
         #[test]

@@ -18,12 +18,9 @@ use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
 use crate::envelope::{EnvelopeError, Format, write_atomic};
 
-const IDENTITY: Format =
-    Format { magic: *b"SFid", version: 1, version_min: 1, body_bytes_max: 4096 };
-const INCARNATION: Format =
-    Format { magic: *b"SFin", version: 1, version_min: 1, body_bytes_max: 64 };
-const MEMBERSHIP: Format =
-    Format { magic: *b"SFmb", version: 1, version_min: 1, body_bytes_max: 64 * 1024 };
+const IDENTITY: Format = Format { magic: *b"SFid", version: 1, version_min: 1, body_bytes_max: 4096 };
+const INCARNATION: Format = Format { magic: *b"SFin", version: 1, version_min: 1, body_bytes_max: 64 };
+const MEMBERSHIP: Format = Format { magic: *b"SFmb", version: 1, version_min: 1, body_bytes_max: 64 * 1024 };
 
 /// Most cluster keys a node keeps: the current one and those still accepted after a rotation.
 pub const CLUSTER_KEYS_MAX: usize = 8;
@@ -42,13 +39,17 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// Another agent runs on this directory.
-    #[error("the state directory {path} is in use by another agent: stop that agent, or give this one its own directory")]
+    #[error(
+        "the state directory {path} is in use by another agent: stop that agent, or give this one its own directory"
+    )]
     Locked {
         /// The state directory.
         path: PathBuf,
     },
     /// A file does not pass its checks.
-    #[error("{path} can't be trusted: {reason}; restore it from a backup, or remove the whole state directory and join the cluster again as a new node")]
+    #[error(
+        "{path} can't be trusted: {reason}; restore it from a backup, or remove the whole state directory and join the cluster again as a new node"
+    )]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
@@ -56,7 +57,9 @@ pub enum IdentityError {
         reason: CorruptReason,
     },
     /// The node belongs to a cluster, so its id can't be changed.
-    #[error("this node is a member of cluster {cluster:032x}: leave the cluster before taking a new identity")]
+    #[error(
+        "this node is a member of cluster {cluster:032x}: leave the cluster before taking a new identity"
+    )]
     StillMember {
         /// The cluster's id.
         cluster: u128,
@@ -379,8 +382,7 @@ impl Identity {
     }
 
     fn write_record(&self, node: NodeId, created_unix_s: u64) -> Result<(), IdentityError> {
-        let record =
-            IdentityRecord { node: node.0, created_unix_s, fingerprint: self.fingerprint.clone() };
+        let record = IdentityRecord { node: node.0, created_unix_s, fingerprint: self.fingerprint.clone() };
         write(&self.directory.join("identity"), IDENTITY, &record)
     }
 }
@@ -403,17 +405,12 @@ fn lock(directory: &Path) -> Result<File, IdentityError> {
     let file = options.open(&path).map_err(io_error("open", &path))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(IdentityError::Locked { path: directory.to_path_buf() })
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::Locked { path: directory.to_path_buf() }),
         Err(error) => Err(io_error("lock", &path)(error.into())),
     }
 }
 
-fn make_identity(
-    directory: &Path,
-    fingerprint: &Fingerprint,
-) -> Result<IdentityRecord, IdentityError> {
+fn make_identity(directory: &Path, fingerprint: &Fingerprint) -> Result<IdentityRecord, IdentityError> {
     for name in ["membership", "incarnation"] {
         let path = directory.join(name);
         // A crash between the two first writes leaves nothing but the identity, so a companion
@@ -445,10 +442,7 @@ fn count_start(directory: &Path) -> Result<Incarnation, IdentityError> {
     Ok(Incarnation(next))
 }
 
-fn read<T: for<'de> Deserialize<'de>>(
-    path: &Path,
-    format: Format,
-) -> Result<Option<T>, IdentityError> {
+fn read<T: for<'de> Deserialize<'de>>(path: &Path, format: Format) -> Result<Option<T>, IdentityError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod envelope;
 pub mod identity;
+pub mod memory;
 pub mod net;
 pub mod token;
 pub mod node;

@@ -28,7 +28,9 @@ const CHECKSUM_BYTES: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not begin with [`PREFIX`].
-    #[error("a join token begins with \"{PREFIX}\", this text begins with \"{found}\": copy the whole line that `steadfast invite` printed")]
+    #[error(
+        "a join token begins with \"{PREFIX}\", this text begins with \"{found}\": copy the whole line that `steadfast invite` printed"
+    )]
     Prefix {
         /// The first characters found.
         found: String,
@@ -48,13 +50,17 @@ pub enum TokenError {
         position: usize,
     },
     /// Too few characters to hold a checksum.
-    #[error("the join token is cut short after {found} characters: copy the whole line that `steadfast invite` printed")]
+    #[error(
+        "the join token is cut short after {found} characters: copy the whole line that `steadfast invite` printed"
+    )]
     Truncated {
         /// Characters found.
         found: usize,
     },
     /// The checksum does not agree.
-    #[error("the join token is damaged or cut short (its checksum does not agree): copy the whole line that `steadfast invite` printed")]
+    #[error(
+        "the join token is damaged or cut short (its checksum does not agree): copy the whole line that `steadfast invite` printed"
+    )]
     Checksum,
     /// The checksum agrees but the content is of another version.
     #[error("the join token was made by a version of steadfast that this one does not understand")]
@@ -70,7 +76,9 @@ pub enum TokenError {
         max: usize,
     },
     /// It expired.
-    #[error("the join token expired at {expired_unix_s} (unix seconds; now {now_unix_s}): ask for a new one with `steadfast invite`")]
+    #[error(
+        "the join token expired at {expired_unix_s} (unix seconds; now {now_unix_s}): ask for a new one with `steadfast invite`"
+    )]
     Expired {
         /// When it expired, s since 1970.
         expired_unix_s: u64,

@@ -1,6 +1,8 @@
 //! Datagrams over real sockets on loopback: networks are told apart, arrivals are dated by the kernel,
 //! and everything that is there is handed over at once. Read next: `src/net/datagram.rs`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::net::SocketAddr;
 
 use steadfast::identity::ClusterKey;
@@ -37,8 +39,7 @@ async fn sealed_datagrams_arrive_on_their_network_with_a_date() {
     while seen != [100, 100] {
         receives += 1;
         for datagram in receiver.receive().await.unwrap() {
-            let (network, from, received) =
-                (datagram.network(), datagram.from(), datagram.received());
+            let (network, from, received) = (datagram.network(), datagram.from(), datagram.received());
             assert!(before <= received && received <= datagram::now());
             assert_eq!(from, sender.local_address(network));
             let opened = opener.open(datagram.bytes()).unwrap();

@@ -1,6 +1,8 @@
 //! Calls between nodes over real sockets on loopback: who is served, what is refused, and what happens
 //! when paths and peers go away. Read next: `src/net/rpc`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -235,9 +237,7 @@ async fn a_restarted_peer_is_found_again() {
     let error = peers.call(B, Class::Raft, ECHO, Bytes::new(), LONG).await.unwrap_err();
     assert!(error.is_certainly_unsent(), "{error}");
     let services = echo(Limits::default());
-    let restarted = async {
-        Listener::bind(address, &credentials(&authority, B), services.clone()).unwrap()
-    };
+    let restarted = async { Listener::bind(address, &credentials(&authority, B), services.clone()).unwrap() };
     let (answer, _listener) = tokio::join!(echoes(&peers, Class::Control, b"after"), restarted);
     answer.unwrap();
 }

@@ -22,7 +22,7 @@ use std::{
 use rustix::fs::statfs;
 use serde::{Deserialize, Serialize};
 
-use crate::{host_files, layout::Layout, network, protocol::Capture, root};
+use crate::{host_files, layout::Layout, network, preflight::preflight, protocol::Capture, root};
 
 /// What happens to a program's TCP connections when it is restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,8 @@ pub enum RestoreMode {
 }
 
 /// Why no image was written. The program goes on as before, unless it ended by itself.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CheckpointError {
     /// CRIU refused.
     #[error("the program cannot be checkpointed: {0}")]
@@ -52,18 +53,22 @@ pub enum CheckpointError {
     /// The container does not run.
     #[error("the container is {0}; only a running one can be checkpointed")]
     NotRunning(String),
+    /// Another one is being written.
+    #[error("a checkpoint of this container is under way; wait for it")]
+    Busy,
     /// A file or program that is needed failed.
-    #[error("{what} {}: {source}", .path.display())]
+    #[error("{what} {} failed: {reason}", .path.display())]
     System {
         /// What was tried.
-        what: &'static str,
+        what: String,
         /// On what.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        reason: String,
     },
     /// The shim did not answer.
     #[error(transparent)]
+    #[serde(skip)]
     Shim(#[from] crate::container::ShimError),
 }
 
@@ -91,7 +96,13 @@ pub(crate) trait Engine {
     ) -> Result<Capture, CheckpointError>;
 
     /// Brings the program back from `image`; its output goes to the given pipes. Returns when it may run.
-    fn restore(&self, subject: &Subject<'_>, image: &Path, mode: RestoreMode, stdio: (Stdio, Stdio)) -> Result<(), String>;
+    fn restore(
+        &self,
+        subject: &Subject<'_>,
+        image: &Path,
+        mode: RestoreMode,
+        stdio: (Stdio, Stdio),
+    ) -> Result<(), String>;
 }
 
 /// How helper programs are started: under the fence, with our CRIU first on the path.
@@ -112,12 +123,20 @@ impl Tools {
         let mut words = self.shim.iter();
         let mut command = Command::new(words.next().map_or_else(|| "/proc/self/exe".into(), OsString::clone));
         command.args(words).arg("enter").arg(&self.procs).arg(&self.runc);
-        command.arg("--root").arg(&layout.runc_root).arg("--log").arg(layout.runc_log()).args(["--log-format", "json"]);
+        command
+            .arg("--root")
+            .arg(&layout.runc_root)
+            .arg("--log")
+            .arg(layout.runc_log())
+            .args(["--log-format", "json"]);
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
         let mut first = layout.run.join("bin").into_os_string();
         first.push(":");
         first.push(path);
-        command.env("PATH", first).env(relay::SOCKET_VARIABLE, layout.relay()).env(relay::CRIU_VARIABLE, &self.criu);
+        command
+            .env("PATH", first)
+            .env(relay::SOCKET_VARIABLE, layout.relay())
+            .env(relay::CRIU_VARIABLE, &self.criu);
         command.stdin(Stdio::null());
         command
     }
@@ -126,7 +145,11 @@ impl Tools {
     pub(crate) fn install_criu(&self, layout: &Layout) -> io::Result<()> {
         let folder = layout.run.join("bin");
         fs::create_dir_all(&folder)?;
-        let words: Vec<_> = self.shim.iter().map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''"))).collect();
+        let words: Vec<_> = self
+            .shim
+            .iter()
+            .map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")))
+            .collect();
         let path = folder.join("criu");
         fs::write(&path, format!("#!/bin/sh\nexec {} criu \"$@\"\n", words.join(" ")))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
@@ -145,70 +168,45 @@ impl Engine for Criu {
         pids: &(dyn Fn() -> Vec<u32> + Sync),
         lapsed: &(dyn Fn() -> bool + Sync),
     ) -> Result<Capture, CheckpointError> {
-        let Subject { layout, tools, .. } = subject;
-        let began = Instant::now();
         prepare_image_folder(into)?;
-        let system = |what, path: PathBuf| move |source| CheckpointError::System { what, path, source };
-        configure(layout, into).map_err(system("writing", layout.criu_config()))?;
-        let version = find::version(&tools.criu).map_err(|e| CheckpointError::Refused(e.to_string()))?;
-        let in_use = std::sync::Mutex::new(Default::default());
-        let hook = |script: &str| -> Result<(), String> {
-            if script != "post-dump" {
-                return Ok(());
-            }
-            if lapsed() {
-                return Err(CheckpointError::Lapsed.to_string());
-            }
-            root::pack_upper(&layout.upper(), &into.join(root::UPPER_ARCHIVE)).map_err(|e| e.to_string())?;
-            let files = host_files::in_use(&pids(), &layout.upper(), subject.separate);
-            *in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = files;
-            Ok(())
-        };
-        let relay = relay::Relay::listen(&layout.relay()).map_err(system("listening on", layout.relay()))?;
-        let mut command = tools.runc(layout);
-        command.args(["checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path"]).arg(into);
-        command.arg("--work-path").arg(layout.criu_dir()).arg(&tools.id);
-        let outcome = relay.serve(&mut command, &hook).map_err(system("starting", tools.runc.clone()))?;
-        if lapsed() {
-            return Err(CheckpointError::Lapsed);
+        let captured = write_image(subject, into, pids, lapsed);
+        if captured.is_err() {
+            // Half an image is of no use to anybody, and it is memory.
+            fs::remove_dir_all(into).ok();
         }
-        if let Some(vetoed) = outcome.vetoed {
-            return Err(CheckpointError::Refused(vetoed));
-        }
-        if !outcome.success {
-            let log = layout.criu_dir().join("dump.log");
-            return Err(CheckpointError::Refused(reason::explain(&log, &layout.runc_log())));
-        }
-        let stats = layout.criu_dir().join("stats-dump");
-        let frozen_us = rpc::frozen_us(&fs::read(&stats).map_err(system("reading", stats.clone()))?).unwrap_or(0);
-        let in_use = in_use.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(Capture {
-            frozen_ns: frozen_us.saturating_mul(1000),
-            elapsed_ns: u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            files: list(into).map_err(system("listing", into.to_owned()))?,
-            host_files: host_files::describe(&in_use, subject.lower),
-            criu_version: version,
-            cpu: cpu(),
-        })
+        captured
     }
 
-    fn restore(&self, subject: &Subject<'_>, image: &Path, mode: RestoreMode, stdio: (Stdio, Stdio)) -> Result<(), String> {
+    fn restore(
+        &self,
+        subject: &Subject<'_>,
+        image: &Path,
+        mode: RestoreMode,
+        stdio: (Stdio, Stdio),
+    ) -> Result<(), String> {
         let Subject { layout, tools, .. } = subject;
-        configure(layout, image).map_err(|e| format!("writing {} failed: {e}", layout.criu_config().display()))?;
+        configure(layout, image)
+            .map_err(|e| format!("writing {} failed: {e}", layout.criu_config().display()))?;
         let namespace = layout.netns();
         let hook = |script: &str| -> Result<(), String> {
             if script != "pre-resume" || mode == RestoreMode::Keep {
                 return Ok(());
             }
-            let closing = || network::sockets::close_outside().map_err(network::kernel("closing connections to the outside"));
+            let closing = || {
+                network::sockets::close_outside()
+                    .map_err(network::kernel("closing connections to the outside"))
+            };
             network::inside(&namespace, closing).map(drop).map_err(|e| e.to_string())
         };
-        let relay = relay::Relay::listen(&layout.relay()).map_err(|e| format!("listening on {} failed: {e}", layout.relay().display()))?;
+        let relay = relay::Relay::listen(&layout.relay())
+            .map_err(|e| format!("listening on {} failed: {e}", layout.relay().display()))?;
         let mut command = tools.runc(layout);
         command.args(["restore", "--detach", "--tcp-established", "--file-locks", "--image-path"]).arg(image);
         command.arg("--work-path").arg(layout.criu_dir()).arg("--bundle").arg(layout.bundle());
         command.arg("--pid-file").arg(layout.pid_file()).arg(&tools.id).stdout(stdio.0).stderr(stdio.1);
-        let outcome = relay.serve(&mut command, &hook).map_err(|e| format!("starting {} failed: {e}", tools.runc.display()))?;
+        let outcome = relay
+            .serve(&mut command, &hook)
+            .map_err(|e| format!("starting {} failed: {e}", tools.runc.display()))?;
         if let Some(vetoed) = outcome.vetoed {
             return Err(vetoed);
         }
@@ -219,8 +217,71 @@ impl Engine for Criu {
     }
 }
 
+fn write_image(
+    subject: &Subject<'_>,
+    into: &Path,
+    pids: &(dyn Fn() -> Vec<u32> + Sync),
+    lapsed: &(dyn Fn() -> bool + Sync),
+) -> Result<Capture, CheckpointError> {
+    let Subject { layout, tools, .. } = subject;
+    let began = Instant::now();
+    let system = |what: &str, path: PathBuf| {
+        let what = what.to_owned();
+        move |e: io::Error| CheckpointError::System { what, path, reason: e.to_string() }
+    };
+    configure(layout, into).map_err(system("writing", layout.criu_config()))?;
+    let version = find::version(&tools.criu).map_err(|e| CheckpointError::Refused(e.to_string()))?;
+    let in_use = std::sync::Mutex::new(Default::default());
+    let hook = |script: &str| -> Result<(), String> {
+        if script != "post-dump" {
+            return Ok(());
+        }
+        if lapsed() {
+            return Err(CheckpointError::Lapsed.to_string());
+        }
+        root::pack_upper(&layout.upper(), &into.join(root::UPPER_ARCHIVE)).map_err(|e| e.to_string())?;
+        let files = host_files::in_use(&pids(), &layout.upper(), subject.separate);
+        *in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = files;
+        Ok(())
+    };
+    let relay = relay::Relay::listen(&layout.relay()).map_err(system("listening on", layout.relay()))?;
+    let mut command = tools.runc(layout);
+    command
+        .args(["checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path"])
+        .arg(into);
+    command.arg("--work-path").arg(layout.criu_dir()).arg(&tools.id);
+    let outcome = relay.serve(&mut command, &hook).map_err(system("starting", tools.runc.clone()))?;
+    if lapsed() {
+        return Err(CheckpointError::Lapsed);
+    }
+    if let Some(vetoed) = outcome.vetoed {
+        return Err(CheckpointError::Refused(vetoed));
+    }
+    if !outcome.success {
+        let log = layout.criu_dir().join("dump.log");
+        let reason = reason::explain(&log, &layout.runc_log());
+        let findings = preflight(&pids(), true).unwrap_or_default();
+        return Err(CheckpointError::Refused(reason::with_findings(&findings, reason)));
+    }
+    let stats = layout.criu_dir().join("stats-dump");
+    let frozen_us = rpc::frozen_us(&fs::read(&stats).map_err(system("reading", stats.clone()))?).unwrap_or(0);
+    let in_use = in_use.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(Capture {
+        frozen_ns: frozen_us.saturating_mul(1000),
+        elapsed_ns: u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        files: list(into).map_err(system("listing", into.to_owned()))?,
+        host_files: host_files::describe(&in_use, subject.lower),
+        criu_version: version,
+        cpu: cpu(),
+    })
+}
+
 fn prepare_image_folder(into: &Path) -> Result<(), CheckpointError> {
-    let system = |source| CheckpointError::System { what: "creating", path: into.to_owned(), source };
+    let system = |e: io::Error| CheckpointError::System {
+        what: "creating".to_owned(),
+        path: into.to_owned(),
+        reason: e.to_string(),
+    };
     fs::create_dir_all(into).map_err(system)?;
     if !is_tmpfs(into) {
         return Err(CheckpointError::NotInMemory(into.to_owned()));

@@ -7,6 +7,8 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
+use crate::preflight::Finding;
+
 /// What is in CRIU's line, and what that means.
 const MEANINGS: [(&str, &str); 15] = [
     ("io_uring", "it uses io_uring, which cannot be imaged"),
@@ -26,6 +28,9 @@ const MEANINGS: [(&str, &str); 15] = [
     ("No space left", "there is not enough memory for the image"),
 ];
 
+/// Errors that CRIU logs and goes on from.
+const NOISE: [&str; 1] = ["rlimit: Can't setup RLIMIT_NOFILE for self"];
+
 /// Says why, from CRIU's log, or from runc's where CRIU did not get that far.
 pub(crate) fn explain(criu_log: &Path, runc_log: &Path) -> String {
     let log = fs::read(criu_log).unwrap_or_default();
@@ -36,8 +41,20 @@ pub(crate) fn explain(criu_log: &Path, runc_log: &Path) -> String {
     runc_error(runc_log).unwrap_or_else(|| "CRIU and runc ended without saying why".to_owned())
 }
 
+/// Puts what can be seen from outside before CRIU's own words, which for some causes say nothing to anybody.
+pub(crate) fn with_findings(findings: &[Finding], reason: String) -> String {
+    if findings.is_empty() {
+        return reason;
+    }
+    let findings: Vec<_> = findings.iter().map(Finding::to_string).collect();
+    format!("{} ({reason})", findings.join("; "))
+}
+
 fn explain_text(log: &str) -> Option<String> {
-    let mut errors = log.lines().filter(|line| line.contains("Error (")).map(message);
+    let mut errors = log
+        .lines()
+        .filter(|line| line.contains("Error (") && !NOISE.iter().any(|noise| line.contains(noise)))
+        .map(message);
     let first = errors.next()?;
     let all: Vec<_> = std::iter::once(first).chain(errors).collect();
     for line in &all {
@@ -56,8 +73,8 @@ fn message(line: &str) -> &str {
 /// The last error runc wrote into its JSON log.
 pub(crate) fn runc_error(log: &Path) -> Option<String> {
     let text = fs::read_to_string(log).ok()?;
-    let errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let last = errors.filter(|line| line.get("level").and_then(Value::as_str) == Some("error")).last()?;
+    let mut errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let last = errors.rfind(|line| line.get("level").and_then(Value::as_str) == Some("error"))?;
     Some(last.get("msg").and_then(Value::as_str)?.to_owned())
 }
 
@@ -74,7 +91,10 @@ mod tests {
 
     #[test]
     fn unknown_errors_are_quoted() {
-        assert_eq!(explain_text("(0.1) Error (criu/x.c:1): strange: thing\n").unwrap(), "CRIU: strange: thing");
+        assert_eq!(
+            explain_text("(0.1) Error (criu/x.c:1): strange: thing\n").unwrap(),
+            "CRIU: strange: thing"
+        );
         assert_eq!(explain_text("all fine\n"), None);
     }
 }

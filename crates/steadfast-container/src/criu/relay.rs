@@ -26,8 +26,8 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
     },
 };
 
@@ -72,7 +72,11 @@ impl Relay {
     }
 
     /// Runs `command` (runc) and relays every CRIU that it starts; `hook` is called with the name of each stage.
-    pub(crate) fn serve(self, command: &mut Command, hook: &(dyn Fn(&str) -> Result<(), String> + Sync)) -> io::Result<Outcome> {
+    pub(crate) fn serve(
+        self,
+        command: &mut Command,
+        hook: &(dyn Fn(&str) -> Result<(), String> + Sync),
+    ) -> io::Result<Outcome> {
         let (ended, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let (results, result) = mpsc::channel();
         thread::scope(|scope| {
@@ -96,7 +100,8 @@ impl Relay {
 /// Waits until the first has something; false when the second ended first.
 fn wait_either(first: BorrowedFd<'_>, end: BorrowedFd<'_>) -> bool {
     loop {
-        let mut poll_fds = [PollFd::from_borrowed_fd(first, PollFlags::IN), PollFd::from_borrowed_fd(end, PollFlags::IN)];
+        let mut poll_fds =
+            [PollFd::from_borrowed_fd(first, PollFlags::IN), PollFd::from_borrowed_fd(end, PollFlags::IN)];
         match poll(&mut poll_fds, None) {
             Ok(_) if !poll_fds[0].revents().is_empty() => return true,
             Ok(_) => return false,
@@ -107,7 +112,10 @@ fn wait_either(first: BorrowedFd<'_>, end: BorrowedFd<'_>) -> bool {
 }
 
 /// Relays one CRIU until both sides are closed; returns why it was stopped, if it was.
-fn connection(stream: &UnixStream, hook: &(dyn Fn(&str) -> Result<(), String> + Sync)) -> io::Result<Option<String>> {
+fn connection(
+    stream: &UnixStream,
+    hook: &(dyn Fn(&str) -> Result<(), String> + Sync),
+) -> io::Result<Option<String>> {
     let Some(first) = receive(stream.as_fd())? else { return Ok(None) };
     let mut descriptors = first.descriptors.into_iter();
     let (Some(runc), Some(criu)) = (descriptors.next(), descriptors.next()) else { return Ok(None) };
@@ -123,7 +131,9 @@ fn connection(stream: &UnixStream, hook: &(dyn Fn(&str) -> Result<(), String> + 
         let [from_runc, from_criu] = ready;
         if from_criu {
             let Some(message) = receive(criu.as_fd())? else { return Ok(vetoed) };
-            let stage = rpc::response(&message.bytes).filter(|response| response.kind == rpc::NOTIFY).and_then(|response| response.script);
+            let stage = rpc::response(&message.bytes)
+                .filter(|response| response.kind == rpc::NOTIFY)
+                .and_then(|response| response.script);
             match stage.map(|script| hook(&script)) {
                 Some(Err(reason)) => {
                     vetoed = Some(reason);
@@ -151,7 +161,8 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received =
+        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     if received.bytes == 0 {
         return Ok(None);
     }
@@ -201,7 +212,8 @@ pub(crate) fn stand_in(mut arguments: Vec<OsString>) -> ExitCode {
 
 fn hand_over(number: Option<&OsString>) -> io::Result<(OwnedFd, i32)> {
     let missing = || io::Error::from(io::ErrorKind::InvalidInput);
-    let number = number.and_then(|word| word.to_str()).and_then(|word| word.parse().ok()).ok_or_else(missing)?;
+    let number =
+        number.and_then(|word| word.to_str()).and_then(|word| word.parse().ok()).ok_or_else(missing)?;
     let from_runc = sys::adopt_descriptor(number)?;
     let relay = UnixStream::connect(std::env::var_os(SOCKET_VARIABLE).ok_or_else(missing)?)?;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;

@@ -120,7 +120,10 @@ mod tests {
 
     #[test]
     fn a_notification_names_its_stage() {
-        let bytes = [0x08, 6, 0x10, 1, 0x2a, 13, 0x0a, 9, b'p', b'o', b's', b't', b'-', b'd', b'u', b'm', b'p', 0x10, 7];
+        let bytes = [
+            0x08, 6, 0x10, 1, 0x2a, 13, 0x0a, 9, b'p', b'o', b's', b't', b'-', b'd', b'u', b'm', b'p', 0x10,
+            7,
+        ];
         assert_eq!(response(&bytes), Some(Response { kind: NOTIFY, script: Some("post-dump".into()) }));
     }
 

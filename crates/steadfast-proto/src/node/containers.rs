@@ -23,6 +23,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A container that ran this long starts its restarts anew.
 const STABLE: Duration = Duration::from_secs(10);
 
+/// How long until a container that could not be ended or removed is ended or removed again.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// How many users may wait for one checkpoint.
 const WAITING_MAX: usize = 64;
 
@@ -40,6 +43,10 @@ pub struct Local {
     failures: u32,
     waiting: Vec<RequestId>,
     answering: Vec<RequestId>,
+    /// The job that is to end it.
+    ending: Option<JobId>,
+    /// When to end or remove it again, after that failed.
+    retry_at: Option<Time>,
 }
 
 /// How far a container on this node is.
@@ -84,6 +91,8 @@ impl Local {
             failures: 0,
             waiting: Vec::new(),
             answering: Vec::new(),
+            ending: None,
+            retry_at: None,
         }
     }
 }
@@ -101,6 +110,7 @@ impl Node {
         let Some(row) = row else {
             self.containers.remove(&id);
             self.restarts.remove(&id);
+            self.memory.forget(id);
             self.start_job(Job::Collect, out);
             return;
         };
@@ -162,7 +172,20 @@ impl Node {
         let lapses = self.lease.lapses;
         let Some((id, local)) = self.local.iter_mut().find(|(_, local)| local.awaits(job)) else { return };
         let id = *id;
+        if local.ending == Some(job) {
+            local.ending = None;
+            if let (Outcome::Failed(_), Phase::Ending) = (&outcome, &local.phase) {
+                local.phase = Phase::Up;
+                local.retry_at = Some(now + RETRY);
+            }
+            return;
+        }
         if local.phase == Phase::Destroying(job) {
+            if let Outcome::Failed(_) = outcome {
+                // It may still be there, frozen: forgetting it would leave it for ever.
+                local.retry_at = Some(now + RETRY);
+                return;
+            }
             let local = self.local.remove(&id);
             let waiting = local.into_iter().flat_map(|local| local.waiting.into_iter().chain(local.answering));
             let gone = "the container was removed from this node before the checkpoint was committed";
@@ -217,12 +240,13 @@ impl Node {
         }
         let ids: BTreeSet<ContainerId> = self.local.keys().chain(self.containers.keys()).copied().collect();
         for id in ids {
-            self.remove_strays(id, out);
+            self.remove_strays(now, id, out);
             self.tend_owned(now, id, out);
             self.tend_checkpoint(now, id, out);
             self.tend_orphan(now, id, out);
             self.disown(now, id, out);
         }
+        self.tend_memory(now, out);
     }
 
     /// When a checkpoint or a restart is due that is not due yet. One that is overdue waits for something else
@@ -236,20 +260,27 @@ impl Node {
     }
 
     /// Destroys what this node has and its row, as committed, does not say it should have.
-    fn remove_strays(&mut self, id: ContainerId, out: &mut Batch) {
+    fn remove_strays(&mut self, now: Time, id: ContainerId, out: &mut Batch) {
         let Some(local) = self.local.get(&id) else { return };
         let wanted = self.owned(id).is_some_and(|row| row.epoch == local.epoch && row.is_active());
-        if wanted || matches!(local.phase, Phase::Destroying(_)) {
+        let waits = match local.phase {
+            // It stays frozen; and removed before it is there, it would come after its removal.
+            Phase::Bringing(_) => true,
+            Phase::Destroying(_) => local.retry_at.is_none_or(|at| now < at),
+            Phase::Up | Phase::Ending | Phase::Ended(_) | Phase::Broken(_) => false,
+        };
+        if wanted || waits {
             return;
         }
         // A deposed owner may still have a sealed checkpoint in hand; the row's compare-and-set refuses it.
-        if is_planted(Flaw::TwoRows) && local.sealed.is_some() {
+        if is_planted(Flaw::TwoRows) && local.sealed.is_some() && self.containers.contains_key(&id) {
             return;
         }
         let (epoch, forget) = (local.epoch, !self.containers.contains_key(&id));
         let job = self.start_job(Job::Destroy { container: id, epoch, forget }, out);
         if let Some(local) = self.local.get_mut(&id) {
             local.phase = Phase::Destroying(job);
+            local.retry_at = None;
         }
     }
 
@@ -287,12 +318,15 @@ impl Node {
             self.commit(now, recovery::running(row), out);
             return;
         }
-        if let Desired::Stop { grace_ms } = row.desired {
-            let grace = Duration::from_millis(u64::from(grace_ms));
-            self.start_job(Job::Stop { container: id, epoch: row.epoch, grace }, out);
-            if let Some(local) = self.local.get_mut(&id) {
-                local.phase = Phase::Ending;
-            }
+        let Desired::Stop { grace_ms } = row.desired else { return };
+        if self.local.get(&id).and_then(|local| local.retry_at).is_some_and(|at| now < at) {
+            return;
+        }
+        let grace = Duration::from_millis(u64::from(grace_ms));
+        let job = self.start_job(Job::Stop { container: id, epoch: row.epoch, grace }, out);
+        if let Some(local) = self.local.get_mut(&id) {
+            local.phase = Phase::Ending;
+            local.ending = Some(job);
         }
     }
 
@@ -359,7 +393,7 @@ impl Node {
         sealed: CheckpointRef,
         out: &mut Batch,
     ) {
-        let deposed = row.owner != self.settings.id || row.epoch != sealed.epoch;
+        let deposed = row.owner != self.settings.id || row.epoch != sealed.epoch || !row.is_active();
         let done = row.latest.as_ref().is_some_and(|latest| latest.number >= sealed.number);
         if done || (deposed && !is_planted(Flaw::TwoRows)) {
             if let Some(local) = self.local.get_mut(&row.id) {
@@ -440,17 +474,6 @@ impl Node {
         self.propose(now, key, basis, vec![Row::Container(Box::new(next))], out)
     }
 
-    /// Takes this node off the holders of checkpoints that its memory does not have.
-    fn disown(&mut self, now: Time, id: ContainerId, out: &mut Batch) {
-        let Some(held) = &self.held else { return };
-        let Some((revision, row)) = self.containers.get(&id) else { return };
-        let Some(next) = recovery::disowned(row, self.settings.id, |manifest| held.contains(&manifest)) else {
-            return;
-        };
-        let basis = vec![(Key::Container(id), *revision)];
-        self.propose(now, Key::Container(id), basis, vec![Row::Container(Box::new(next))], out);
-    }
-
     /// The members that are well, with what is known of each.
     fn candidates(&self) -> Vec<Candidate> {
         let Some(view) = self.view() else { return Vec::new() };
@@ -463,7 +486,7 @@ impl Node {
             .map(|row| {
                 let own = row.id == self.settings.id;
                 let free =
-                    if own { self.free_bytes } else { self.peers.get(&row.id).map_or(0, |peer| peer.free_bytes) };
+                    if own { self.memory.free_bytes } else { self.peers.get(&row.id).map_or(0, |peer| peer.free_bytes) };
                 Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0))
             })
             .collect()
@@ -478,7 +501,7 @@ impl Node {
 impl Local {
     fn awaits(&self, job: JobId) -> bool {
         let brings = matches!(self.phase, Phase::Bringing(own) | Phase::Destroying(own) if own == job);
-        brings || self.checkpoint.as_ref().is_some_and(|capture| capture.job == job)
+        brings || self.ending == Some(job) || self.checkpoint.as_ref().is_some_and(|capture| capture.job == job)
     }
 }
 

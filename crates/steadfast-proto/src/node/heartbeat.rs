@@ -177,7 +177,7 @@ impl Node {
                     boot: self.settings.boot,
                     challenge: peer.map_or(0, |peer| peer.boot),
                     view: self.view_id(),
-                    free_bytes: self.free_bytes,
+                    free_bytes: self.memory.free_bytes,
                     echo,
                     suspects: suspects.clone(),
                     fenced: fenced.clone(),
@@ -195,26 +195,41 @@ impl Node {
 
     /// The removed owners for the end of whose leases this node vouches, each with the view that removed it.
     pub(super) fn fences(&self, now: Time) -> BTreeMap<NodeId, ViewId> {
-        let Some(view) = self.view() else { return BTreeMap::new() };
-        if !self.grants() {
-            return BTreeMap::new();
-        }
-        let owners: BTreeSet<NodeId> =
-            self.containers.values().filter(|(_, row)| row.is_active()).map(|(_, row)| row.owner).collect();
+        let over = self.leases_over().filter(|(_, _, over_at)| now >= *over_at);
+        over.map(|(node, removed_in, _)| (node, removed_in)).collect()
+    }
+
+    /// When this node may next vouch for the end of a lease that it can't vouch for yet.
+    pub(super) fn next_fence(&self, now: Time) -> Option<Time> {
+        self.leases_over().map(|(_, _, over_at)| over_at).filter(|over_at| *over_at > now).min()
+    }
+
+    /// The removed owners, each with the view that removed it and when this node may vouch for it.
+    fn leases_over(&self) -> impl Iterator<Item = (NodeId, ViewId, Time)> {
+        let view = self.view().filter(|view| !view.removed.is_empty() && self.grants() && self.cluster.is_some());
+        let owners: BTreeSet<NodeId> = match view {
+            Some(_) => self.active_owners().collect(),
+            None => BTreeSet::new(),
+        };
         let (lease, drift) = (self.lease_length(), self.drift());
-        (view.removed.iter())
-            .filter(|(node, _)| owners.contains(node) && now >= self.grantor.over_at(**node, lease, drift))
-            .map(|(node, removed_in)| (*node, *removed_in))
-            .collect()
+        let removed = view.into_iter().flat_map(|view| view.removed.iter());
+        removed
+            .filter(move |(node, _)| owners.contains(node))
+            .map(move |(node, removed_in)| (*node, *removed_in, self.grantor.over_at(*node, lease, drift)))
+    }
+
+    fn active_owners(&self) -> impl Iterator<Item = NodeId> {
+        self.containers.values().filter(|(_, row)| row.is_active()).map(|(_, row)| row.owner)
     }
 
     /// Passes a longer lease on to the containers, or notices that it has lapsed.
     pub(super) fn renew(&mut self, now: Time, out: &mut Batch) {
-        let Some((_, view)) = &self.view else { return };
+        // Without the cluster's row the lease's length is a guess, and a guess may be too long.
+        let (Some((_, view)), Some(_)) = (&self.view, &self.cluster) else { return };
         self.lease.deadline = self.holder.deadline(view, self.lease_length());
         self.lease.drift = self.drift();
         let drift = self.lease.drift;
-        let Some(deadline) = self.lease.deadline else { return };
+        let deadline = self.lease.deadline.unwrap_or(Time::ZERO);
         let left = deadline.since(now);
         if self.lease.live && left <= drift {
             self.lease.live = false;

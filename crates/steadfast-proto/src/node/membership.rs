@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Batch, Event, Job, Node, Row};
+use super::{Batch, Event, Job, JobId, Node, Outcome, Row};
 use crate::catalog::{Key, View};
 use crate::ids::{Incarnation, NodeId};
 use crate::lease::is_fenced;
@@ -24,7 +24,7 @@ pub(super) struct Membership {
     /// The incarnation in which this node has seen itself in a view.
     admitted_as: Option<Incarnation>,
     /// Whether a new incarnation was asked for and has not come yet.
-    renumbering: bool,
+    renumbering: Option<JobId>,
     /// Since when somebody is condemned.
     condemned_since: Option<Time>,
     /// Since when the catalog's leader is condemned.
@@ -34,6 +34,8 @@ pub(super) struct Membership {
     last_attempt: Option<Time>,
     last_campaign: Option<Time>,
     fenced: BTreeSet<NodeId>,
+    /// The removed owners for which this node has begun to vouch.
+    vouched: BTreeMap<NodeId, ViewId>,
 }
 
 impl Node {
@@ -57,7 +59,15 @@ impl Node {
 
     pub(super) fn renumbered(&mut self, incarnation: Incarnation) {
         self.incarnation = self.incarnation.max(incarnation);
-        self.membership.renumbering = false;
+        self.membership.renumbering = None;
+        self.membership.last_attempt = None;
+    }
+
+    /// A new incarnation could not be made durable: it is asked for again.
+    pub(super) fn renumbering_done(&mut self, job: JobId, outcome: &Outcome) {
+        if self.membership.renumbering == Some(job) && matches!(outcome, Outcome::Failed(_)) {
+            self.membership.renumbering = None;
+        }
     }
 
     /// Proposes whatever the membership needs now.
@@ -112,6 +122,12 @@ impl Node {
     }
 
     fn note_fences(&mut self, now: Time, view: &View, out: &mut Batch) {
+        let vouched = self.fences(now);
+        if vouched.iter().any(|(node, removed_in)| self.membership.vouched.get(node) != Some(removed_in)) {
+            // Tell the others at once: a recovery waits for it.
+            self.next_heartbeat = now;
+        }
+        self.membership.vouched = vouched;
         for node in view.removed.keys() {
             if !self.membership.fenced.contains(node) && self.fenced(now, *node) {
                 self.membership.fenced.insert(*node);
@@ -149,17 +165,17 @@ impl Node {
 
     /// Proposes this node as a member once it hears, and is heard by, a majority of the grantors.
     fn seek_admission(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
+        let recently = self.membership.last_attempt.is_some_and(|last| now.since(last) < RETRY);
         if self.membership.admitted_as == Some(self.incarnation) {
             // Removed while it ran: what it did under the old number is over (PROTOCOLS 0.2).
-            if !self.membership.renumbering {
-                self.membership.renumbering = true;
-                self.start_job(Job::Renumber, out);
+            if self.membership.renumbering.is_none() && !recently {
+                self.membership.last_attempt = Some(now);
+                self.membership.renumbering = Some(self.start_job(Job::Renumber, out));
             }
             return;
         }
         let own = self.settings.id;
         let reached = view.grantors.iter().filter(|id| **id == own || self.is_fresh(now, **id)).count();
-        let recently = self.membership.last_attempt.is_some_and(|last| now.since(last) < RETRY);
         if reached < view.grantor_majority() || recently {
             return;
         }

@@ -3,11 +3,12 @@
 //! The runtime and the simulator drive it alike: they step it with [`Input`]s and carry out the [`Batch`] that
 //! each step fills. **A verdict is one node's opinion; only a committed change starts, stops or moves a
 //! container.** The parts: `heartbeat` (datagrams, detection, leases), `membership` (views), `containers` (jobs
-//! and rows), `status` (what people are shown).
+//! and rows), `memory` (checkpoint memory), `status` (what people are shown).
 
 mod containers;
 mod heartbeat;
 mod membership;
+mod memory;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,7 +116,8 @@ pub enum Input {
     },
     /// All containers of earlier agents have been adopted.
     AdoptedAll,
-    /// What this node's checkpoint memory has: free bytes and the complete manifests.
+    /// What this node's checkpoint memory has: free bytes and the complete manifests. The first comes before any
+    /// checkpoint is sealed here; each later one before the seal that changed it is acknowledged.
     Memory {
         /// Bytes it still has to lend.
         free_bytes: u64,
@@ -297,8 +299,7 @@ pub struct Node {
     local: BTreeMap<ContainerId, Local>,
     adopted_all: bool,
     restarts: BTreeMap<ContainerId, containers::Restarts>,
-    free_bytes: u64,
-    held: Option<BTreeSet<Digest>>,
+    memory: memory::Memory,
     next_job: u64,
     next_proposal: u64,
     proposals: BTreeMap<ProposalId, (Key, Time)>,
@@ -328,21 +329,12 @@ impl Node {
             local: BTreeMap::new(),
             adopted_all: false,
             restarts: BTreeMap::new(),
-            free_bytes: 0,
-            held: None,
+            memory: memory::Memory::default(),
             next_job: 1,
             next_proposal: 1,
             proposals: BTreeMap::new(),
             settings,
         }
-    }
-
-    /// Whether a sealed manifest in this node's memory must be kept, by the rows that it knows.
-    pub fn keeps(&self, container: ContainerId, epoch: Epoch, number: u64, manifest: Digest) -> bool {
-        if !self.synced {
-            return true;
-        }
-        self.containers.get(&container).is_some_and(|(_, row)| row.keeps(epoch, number, manifest))
     }
 
     fn view(&self) -> Option<&View> {
@@ -402,6 +394,7 @@ impl Node {
     }
 
     fn done(&mut self, now: Time, job: JobId, outcome: Outcome, out: &mut Batch) {
+        self.renumbering_done(job, &outcome);
         self.job_done(now, job, outcome, out);
     }
 }
@@ -425,10 +418,7 @@ impl Machine for Node {
             Input::Adopted { container, epoch } => self.adopted(now, container, epoch),
             Input::AdoptedAll => self.adopted_all = true,
             Input::Exited { container, epoch, exit } => self.exited(container, epoch, exit),
-            Input::Memory { free_bytes, held } => {
-                self.free_bytes = free_bytes;
-                self.held = Some(held);
-            }
+            Input::Memory { free_bytes, held } => self.memory_changed(now, free_bytes, held),
             Input::Renumbered(incarnation) => self.renumbered(incarnation),
             Input::Request(id, request) => self.requested(id, request, out),
             Input::Deadline => self.woke(now, out),
@@ -448,11 +438,14 @@ impl Machine for Node {
 impl Node {
     fn next_deadline(&self, now: Time) -> Option<Time> {
         let soon = now + Duration::from_millis(1);
-        [Some(self.next_heartbeat), self.detector.deadline(now), self.lease.lapses_at(), self.containers_deadline(now)]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| at.max(soon))
+        let deadlines = [
+            Some(self.next_heartbeat),
+            self.detector.deadline(now),
+            self.lease.lapses_at(),
+            self.next_fence(now),
+            self.containers_deadline(now),
+        ];
+        deadlines.into_iter().flatten().min().map(|at| at.max(soon))
     }
 
     /// The id of this node.

@@ -97,7 +97,7 @@ impl Node {
             lease_left: self.lease.deadline.map_or(Duration::ZERO, |deadline| deadline.since(now)),
             isolated: self.detector.is_isolated(),
             networks_suspected: self.detector.networks_suspected().clone(),
-            free_bytes: self.free_bytes,
+            free_bytes: self.memory.free_bytes,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Who holds the catalog: one change at a time, decided by the leader.
 //!
 //! A node joins as a learner, is promoted when it has caught up, and may be removed at any time while the rest keeps a majority. It must never
-//! let a majority depend on a member that was not seen alive, never accept a store that is not the one that a number was given to, and never
-//! give a number twice. Read next: `embedded`.
+//! let a majority depend on a member that was not seen alive, nor accept a store that is not the one that a number was given to. Whoever calls
+//! it gives each number once. Read next: `embedded`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -183,13 +183,11 @@ impl Peer {
     async fn ask(&self, request: Request, timeout: Duration) -> Result<Response, RPCError<Engine>> {
         self.peers.ask(self.to, request, timeout).await.map_err(|error| {
             tracing::debug!(to = self.to, %error, "a message of the catalog was not answered");
-            match error {
-                // The engine pauses before it tries an unreachable member again, and does not otherwise.
-                AskError::Transport(TransportError::Lost { .. }) => {
-                    RPCError::Network(NetworkError::new(&error))
-                }
-                _ => RPCError::Unreachable(Unreachable::new(&error)),
+            // The engine pauses before it tries an unreachable member again, and does not otherwise.
+            if error.not_delivered() {
+                return RPCError::Unreachable(Unreachable::new(&error));
             }
+            RPCError::Network(NetworkError::new(&error))
         })
     }
 

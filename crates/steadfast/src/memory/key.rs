@@ -90,11 +90,7 @@ impl ContainerKey {
     ///
     /// # Errors
     /// The bytes are not that chunk; they are garbage afterwards.
-    pub fn open<'a>(
-        &self,
-        digest: Digest,
-        chunk: &'a mut [u8],
-    ) -> Result<&'a mut [u8], OpenChunkError> {
+    pub fn open<'a>(&self, digest: Digest, chunk: &'a mut [u8]) -> Result<&'a mut [u8], OpenChunkError> {
         self.cipher
             .open_in_place(nonce(digest), Aad::from(digest.0), chunk)
             .map_err(|_| OpenChunkError { digest })

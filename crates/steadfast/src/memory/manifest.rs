@@ -18,12 +18,7 @@ pub const MANIFEST_BYTES_MAX: usize = 15 << 20;
 /// Longest path or link target in bytes.
 const PATH_BYTES_MAX: usize = 4096;
 
-const FORMAT: Format = Format {
-    magic: *b"SFmf",
-    version: 1,
-    version_min: 1,
-    body_bytes_max: 15 << 20,
-};
+const FORMAT: Format = Format { magic: *b"SFmf", version: 1, version_min: 1, body_bytes_max: 15 << 20 };
 
 /// Why bytes are not a manifest, or a manifest can't be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +108,9 @@ pub enum EntryKind {
     },
 }
 
+/// Name and value of an extended attribute.
+pub type Attribute = (Vec<u8>, Vec<u8>);
+
 /// One entry of the image folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -127,7 +125,7 @@ pub struct Entry {
     /// Time of the last change of content, ns since 1970.
     pub modified_ns: i64,
     /// Extended attributes.
-    pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub attributes: Vec<Attribute>,
     /// What it is.
     pub kind: EntryKind,
 }
@@ -333,10 +331,8 @@ mod tests {
     #[test]
     fn a_manifest_comes_back_under_its_name_only() {
         let chunks = vec![ChunkRef::Data(Digest([1; 32]), 1 << 20), ChunkRef::Zero(5)];
-        let entries = vec![
-            entry("up", EntryKind::Directory),
-            entry("up/pages-1.img", file((1 << 20) + 5, chunks)),
-        ];
+        let entries =
+            vec![entry("up", EntryKind::Directory), entry("up/pages-1.img", file((1 << 20) + 5, chunks))];
         let manifest = manifest(entries);
         let (digest, bytes) = manifest.encode().unwrap();
         assert_eq!(Manifest::decode(digest, &bytes).unwrap(), manifest);
@@ -353,7 +349,7 @@ mod tests {
             let error = Manifest::decode_unnamed(&bytes).unwrap_err();
             assert!(matches!(error, ManifestError::Path { .. }), "{path}: {error}");
         }
-        let link = EntryKind::Link { target: "/etc".into() };
+        let link = EntryKind::Link { target: b"/etc".to_vec() };
         let through_link = vec![entry("a", link), entry("a/passwd", file(0, vec![]))];
         let twice = vec![entry("a", EntryKind::Directory), entry("a", file(0, vec![]))];
         for entries in [through_link, twice] {

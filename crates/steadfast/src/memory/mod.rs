@@ -17,11 +17,12 @@ mod wire;
 pub use fetch::{FetchError, FetchRequest, Fetched, fetch};
 pub use key::{ContainerKey, OpenChunkError};
 pub use manifest::{
-    CHUNK_BYTES, ChunkRef, Entry, EntryKind, FILES_MAX, Manifest, ManifestError, MANIFEST_BYTES_MAX,
+    Attribute, CHUNK_BYTES, ChunkRef, Entry, EntryKind, FILES_MAX, MANIFEST_BYTES_MAX, Manifest,
+    ManifestError,
 };
 pub use pool::{
-    CheckpointId, Damage, Freed, GrantRefused, Granted, Live, OpenError, Pool, PutError, SealError,
-    SealedCheckpoint, Token, Usage,
+    CheckpointId, Damage, Freed, GRANT_LEASE, GrantRefused, Granted, Live, OpenError, Pool, PutError,
+    SealError, SealedCheckpoint, Token, Usage,
 };
 pub use service::{SERVICE, register};
 pub use ship::{Candidate, ShipError, ShipRequest, Shipped, ship};

@@ -34,11 +34,11 @@ pub use load::{Damage, OpenError};
 /// How long an unsealed grant lives after its last use.
 pub const GRANT_LEASE: Duration = Duration::from_secs(60);
 /// Most grants at a time.
-pub const GRANTS_MAX: usize = 256;
+const GRANTS_MAX: usize = 256;
 /// Bytes of a full chunk as it is stored.
-pub const STORED_BYTES_MAX: usize = CHUNK_BYTES + TAG_BYTES;
+const STORED_BYTES_MAX: usize = CHUNK_BYTES + TAG_BYTES;
 /// Missing chunks that one refusal names at most.
-pub const MISSING_MAX: usize = 4096;
+const MISSING_MAX: usize = 4096;
 
 /// Most chunks that a grant names as held: what fits one answer.
 const HELD_MAX: usize = 1 << 18;
@@ -294,18 +294,18 @@ impl Pool {
     ///
     /// # Errors
     /// Says how much is free, or that the asker was deposed.
-    pub fn reserve(
-        &self,
-        owner: NodeId,
-        id: CheckpointId,
-        bytes: u64,
-    ) -> Result<Granted, GrantRefused> {
+    pub fn reserve(&self, owner: NodeId, id: CheckpointId, bytes: u64) -> Result<Granted, GrantRefused> {
         self.expire(now());
         let mut state = self.inner.lock();
-        let ours = || state.manifests.values().filter(|held| held.id.container == id.container);
-        let newest = ours().map(|held| held.id.epoch).max();
+        let ours = state.manifests.values().filter(|held| held.id.container == id.container);
+        let newest = ours.map(|held| held.id.epoch).max();
         if let Some(newest) = newest.filter(|newest| *newest > id.epoch) {
             return Err(GrantRefused::StaleEpoch { asked: id.epoch.0, newest: newest.0 });
+        }
+        let earlier = state.grants.iter().find(|(_, one)| one.owner == owner && one.id == id);
+        if let Some(earlier) = earlier.map(|(token, _)| *token) {
+            // The answer to the first question was lost: its grant would only stand in the way.
+            self.inner.end_grant(&mut state, owner, earlier);
         }
         if state.grants.len() >= GRANTS_MAX {
             return Err(GrantRefused::TooMany);
@@ -314,7 +314,8 @@ impl Pool {
         if bytes > free {
             return Err(GrantRefused::NotEnough { need: bytes, free });
         }
-        let held: BTreeSet<Digest> = ours()
+        let ours = state.manifests.values().filter(|held| held.id.container == id.container);
+        let held: BTreeSet<Digest> = ours
             .flat_map(|held| held.chunks.iter().copied())
             .filter(|digest| state.chunks.contains_key(digest))
             .take(HELD_MAX)
@@ -338,15 +339,9 @@ impl Pool {
     ///
     /// # Errors
     /// The grant is not known.
-    pub fn has(
-        &self,
-        owner: NodeId,
-        token: Token,
-        digests: &[Digest],
-    ) -> Result<Vec<bool>, PutError> {
+    pub fn has(&self, owner: NodeId, token: Token, digests: &[Digest]) -> Result<Vec<bool>, PutError> {
         let mut state = self.inner.lock();
-        let here: Vec<bool> =
-            digests.iter().map(|digest| state.chunks.contains_key(digest)).collect();
+        let here: Vec<bool> = digests.iter().map(|digest| state.chunks.contains_key(digest)).collect();
         let grant = state.grant(owner, token)?;
         let held = digests.iter().zip(&here).filter(|(_, here)| **here);
         grant.pinned.extend(held.map(|(digest, _)| *digest));
@@ -486,8 +481,7 @@ impl Pool {
     /// A checkpoint newer than its container's row may be on its way to being committed, and one sealed
     /// at a later revision than these rows may belong to a container they don't show yet: both stay.
     pub fn retain(&self, revision: u64, live: &[Live]) -> Freed {
-        let rows: BTreeMap<ContainerId, &Live> =
-            live.iter().map(|live| (live.container, live)).collect();
+        let rows: BTreeMap<ContainerId, &Live> = live.iter().map(|live| (live.container, live)).collect();
         let is_needed = |digest: &Digest, held: &Held| match rows.get(&held.id.container) {
             Some(row) => {
                 let committed = (row.epoch, row.number);
@@ -547,15 +541,12 @@ impl Pool {
     #[must_use]
     pub fn sealed(&self) -> Vec<SealedCheckpoint> {
         let state = self.inner.lock();
-        let whole = state.manifests.iter().filter(|(_, held)| {
-            held.chunks.iter().all(|digest| state.chunks.contains_key(digest))
-        });
+        let whole = state
+            .manifests
+            .iter()
+            .filter(|(_, held)| held.chunks.iter().all(|digest| state.chunks.contains_key(digest)));
         whole
-            .map(|(manifest, held)| SealedCheckpoint {
-                manifest: *manifest,
-                id: held.id,
-                bytes: held.bytes,
-            })
+            .map(|(manifest, held)| SealedCheckpoint { manifest: *manifest, id: held.id, bytes: held.bytes })
             .collect()
     }
 
@@ -638,10 +629,7 @@ impl Inner {
             Spare::Used(number) => number,
         };
         let path = self.spare_path(number);
-        let written = OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|file| file.write_all_at(bytes, 0));
+        let written = OpenOptions::new().write(true).open(&path).and_then(|file| file.write_all_at(bytes, 0));
         if written.is_err() {
             remove(&path);
         }
@@ -660,7 +648,7 @@ impl Inner {
     }
 
     fn end_grant(&self, state: &mut State, owner: NodeId, token: Token) {
-        if !state.grants.get(&token).is_some_and(|grant| grant.owner == owner) {
+        if state.grants.get(&token).is_none_or(|grant| grant.owner != owner) {
             return;
         }
         if let Some(grant) = state.grants.remove(&token) {
@@ -686,8 +674,8 @@ impl Inner {
             };
             let path = self.chunk_path(digest, chunk.crc);
             let number = state.number();
-            let is_kept = chunk.length == STORED_BYTES_MAX
-                && std::fs::rename(&path, self.spare_path(number)).is_ok();
+            let is_kept =
+                chunk.length == STORED_BYTES_MAX && std::fs::rename(&path, self.spare_path(number)).is_ok();
             if is_kept {
                 state.spares.push(number);
             } else {
@@ -709,11 +697,7 @@ pub(super) fn cost_of(length: usize) -> u64 {
 }
 
 fn id_of(manifest: &Manifest) -> CheckpointId {
-    CheckpointId {
-        container: manifest.container(),
-        epoch: manifest.epoch(),
-        number: manifest.number,
-    }
+    CheckpointId { container: manifest.container(), epoch: manifest.epoch(), number: manifest.number }
 }
 
 fn remove(path: &Path) {

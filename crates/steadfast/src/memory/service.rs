@@ -85,13 +85,6 @@ pub(super) enum AskError {
     Unexpected { node: NodeId },
 }
 
-impl AskError {
-    /// Whether asking again may help: the path failed, not the request.
-    pub(super) const fn is_transient(&self) -> bool {
-        matches!(self, Self::Rpc(RpcError::Lost { .. } | RpcError::Unreachable { .. }))
-    }
-}
-
 /// Asks `node`; every question may be asked again when its answer was lost.
 pub(super) async fn ask(
     peers: &Peers,
@@ -104,16 +97,13 @@ pub(super) async fn ask(
     let first = peers.call(node, Class::Bulk, SERVICE, body.clone(), timeout).await;
     let answer = match first {
         // The path broke. All questions are idempotent, and the next call takes another network.
-        Err(RpcError::Lost { .. }) => {
-            peers.call(node, Class::Bulk, SERVICE, body, timeout).await?
-        }
+        Err(RpcError::Lost { .. }) => peers.call(node, Class::Bulk, SERVICE, body, timeout).await?,
         Ok(answer) => answer,
         Err(error) => return Err(error.into()),
     };
-    let (response, bulk) =
-        decode::<Response>(answer).map_err(|source| AskError::Wire { node, source })?;
-    match response {
-        Response::Refused(reason) => Err(AskError::Refused { node, reason }),
-        other => Ok((other, bulk)),
+    let (response, bulk) = decode::<Response>(answer).map_err(|source| AskError::Wire { node, source })?;
+    if let Response::Refused(reason) = response {
+        return Err(AskError::Refused { node, reason });
     }
+    Ok((response, bulk))
 }

@@ -12,11 +12,11 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, lgetxattr,
-    llistxattr, lsetxattr, mknodat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, lgetxattr, llistxattr,
+    lsetxattr, mknodat, utimensat,
 };
 
-use super::manifest::{Entry, EntryKind, FILES_MAX, ManifestError};
+use super::manifest::{Attribute, Entry, EntryKind, FILES_MAX, ManifestError};
 
 /// Room for the names, and for one value, of an entry's attributes.
 const ATTRIBUTE_BYTES_MAX: usize = 64 << 10;
@@ -103,7 +103,7 @@ fn describe(path: &Path, relative: &Path, metadata: &Metadata) -> Result<Entry, 
     })
 }
 
-fn read_attributes(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TreeError> {
+fn read_attributes(path: &Path) -> Result<Vec<Attribute>, TreeError> {
     // One small question first: most entries have no attributes, and the large buffer is not for free.
     let mut names = [0; 512];
     let length = match llistxattr(path, &mut names[..]) {

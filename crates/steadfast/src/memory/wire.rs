@@ -35,30 +35,56 @@ pub struct Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Request {
     Profile,
-    Reserve { id: CheckpointId, bytes: u64 },
-    Renew { token: Token },
-    Has { token: Token, digests: Vec<Digest> },
+    Reserve {
+        id: CheckpointId,
+        bytes: u64,
+    },
+    Renew {
+        token: Token,
+    },
+    Has {
+        token: Token,
+        digests: Vec<Digest>,
+    },
     /// The chunk's cipher text follows.
-    Put { token: Token, digest: Digest, crc: u32 },
+    Put {
+        token: Token,
+        digest: Digest,
+        crc: u32,
+    },
     /// The manifest follows.
-    Seal { token: Token, revision: u64 },
-    Release { token: Token },
-    Get { digest: Digest },
-    Manifest { digest: Digest },
+    Seal {
+        token: Token,
+        revision: u64,
+    },
+    Release {
+        token: Token,
+    },
+    Get {
+        digest: Digest,
+    },
+    Manifest {
+        digest: Digest,
+    },
     List,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Response {
     Usage(Usage),
-    Granted { token: Token, held: Vec<Digest> },
+    Granted {
+        token: Token,
+        held: Vec<Digest>,
+    },
     Denied(GrantRefused),
     Done,
     Here(Vec<bool>),
     Sealed(Digest),
     Missing(Vec<Digest>),
     /// The chunk's cipher text follows.
-    Chunk { crc: u32 },
+    Chunk {
+        crc: u32,
+    },
     /// The manifest follows.
     Manifest,
     Absent,

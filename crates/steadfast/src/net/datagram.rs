@@ -144,8 +144,7 @@ pub fn bind(networks: &[(NetworkId, SocketAddr)]) -> Result<(Sender, Receiver), 
     let mut opened = Vec::with_capacity(networks.len());
     for (id, address) in networks {
         let made = open(*address).and_then(|socket| Ok((socket.local_addr()?, socket)));
-        let (local, socket) =
-            made.map_err(|source| BindError { network: *id, address: *address, source })?;
+        let (local, socket) = made.map_err(|source| BindError { network: *id, address: *address, source })?;
         let zero = || AtomicU64::new(0);
         let (sent, dropped, refused, received) = (zero(), zero(), zero(), zero());
         opened.push(Network { id: *id, socket, local, sent, dropped, refused, received });
@@ -280,8 +279,7 @@ impl AsMut<os::Slot> for Datagram {
 
 /// Fetches one batch; `None` when the socket is empty.
 fn receive_batch(network: &Network, into: &mut [Datagram]) -> io::Result<Option<usize>> {
-    let result =
-        network.socket.try_io(Interest::READABLE, || os::receive(network.socket.as_fd(), into));
+    let result = network.socket.try_io(Interest::READABLE, || os::receive(network.socket.as_fd(), into));
     match result {
         Ok(count) => Ok(Some(count)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),

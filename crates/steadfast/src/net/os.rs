@@ -52,10 +52,7 @@ pub(super) fn enable_time_stamps(socket: BorrowedFd<'_>) -> io::Result<()> {
 type Control = [u64; 32];
 
 /// Fetches what is queued, up to `slots.len()` and [`BATCH`]; never waits.
-pub(super) fn receive<T: AsMut<Slot>>(
-    socket: BorrowedFd<'_>,
-    slots: &mut [T],
-) -> io::Result<usize> {
+pub(super) fn receive<T: AsMut<Slot>>(socket: BorrowedFd<'_>, slots: &mut [T]) -> io::Result<usize> {
     let count = slots.len().min(BATCH);
     let mut names = [MaybeUninit::<libc::sockaddr_storage>::zeroed(); BATCH];
     let mut controls: [Control; BATCH] = [[0; 32]; BATCH];
@@ -65,10 +62,7 @@ pub(super) fn receive<T: AsMut<Slot>>(
     let rows = names.iter_mut().zip(&mut controls).zip(&mut parts).zip(&mut headers);
     for (slot, (((name, control), part), header)) in slots.iter_mut().zip(rows).take(count) {
         let slot = slot.as_mut();
-        *part = libc::iovec {
-            iov_base: slot.buffer.as_mut_ptr().cast(),
-            iov_len: slot.buffer.len(),
-        };
+        *part = libc::iovec { iov_base: slot.buffer.as_mut_ptr().cast(), iov_len: slot.buffer.len() };
         let message = &mut header.msg_hdr;
         message.msg_name = name.as_mut_ptr().cast();
         message.msg_namelen =

@@ -319,8 +319,8 @@ impl Opener {
         }
         let aad = Aad::from(*clear);
         let nonce = nonce(header.network, header.sequence);
-        let same = known
-            .filter(|source| source.sender == header.sender && source.key_epoch == header.key_epoch);
+        let same =
+            known.filter(|source| source.sender == header.sender && source.key_epoch == header.key_epoch);
         let payload = if let Some(source) = same {
             source.check_fresh(&header)?;
             let payload = source.key.open_in_place(nonce, aad, body).map_err(|_| Rejected::Seal)?;
@@ -343,11 +343,7 @@ impl Opener {
 }
 
 /// Takes an authentic sender that the table does not hold in this form.
-fn admit(
-    sources: &mut BTreeMap<u128, Source>,
-    header: &Header,
-    key: LessSafeKey,
-) -> Result<(), Rejected> {
+fn admit(sources: &mut BTreeMap<u128, Source>, header: &Header, key: LessSafeKey) -> Result<(), Rejected> {
     let room = sources.len() < SOURCES_MAX;
     let Some(source) = sources.get_mut(&header.sender.node) else {
         if !room {
@@ -490,11 +486,8 @@ impl Header {
         let (incarnation, rest) = take(rest)?;
         let (salt, rest) = take(rest)?;
         let (sequence, _) = take(rest)?;
-        let sender = Sender {
-            node: u128::from_le_bytes(node),
-            incarnation: u64::from_le_bytes(incarnation),
-            salt,
-        };
+        let sender =
+            Sender { node: u128::from_le_bytes(node), incarnation: u64::from_le_bytes(incarnation), salt };
         Ok(Self {
             network: u16::from_le_bytes(network),
             key_epoch: u32::from_le_bytes(key_epoch),
@@ -585,8 +578,7 @@ mod tests {
     #[test]
     fn other_clusters_keys_and_forgeries_are_rejected() {
         let mut opener = opener();
-        let mut foreign =
-            Sealer::new(ClusterId(78), &key(1), NodeId(1), Incarnation(1), [1; 16]);
+        let mut foreign = Sealer::new(ClusterId(78), &key(1), NodeId(1), Incarnation(1), [1; 16]);
         assert_eq!(opener.open(&mut datagram(&mut foreign, 0, b"")), Err(Rejected::Cluster));
         let mut newer = Sealer::new(CLUSTER, &key(2), NodeId(1), Incarnation(1), [1; 16]);
         assert_eq!(opener.open(&mut datagram(&mut newer, 0, b"")), Err(Rejected::KeyEpoch));

@@ -16,8 +16,8 @@ use rustls::crypto::{CryptoProvider, ring as provider};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme, version,
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    version,
 };
 use steadfast_proto::ids::{ClusterId, NodeId};
 
@@ -235,10 +235,9 @@ impl Credentials {
         let chain = vec![own, ca];
         let key = PrivatePkcs8KeyDer::from(node_key_pkcs8.to_vec());
         let provider = Arc::new(crypto_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-                .allow_unauthenticated()
-                .build()?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()?;
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&version::TLS13])?
             .with_client_cert_verifier(verifier)
@@ -322,9 +321,7 @@ impl ServerCertVerifier for PinnedAuthority {
         roots.add(ca.clone().into_owned())?;
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &parsed, &roots, &[], now, algorithms,
-        )?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, algorithms)?;
         if node_of(end_entity).is_none() {
             return Err(CertificateError::NotValidForName.into());
         }
@@ -410,20 +407,14 @@ mod tests {
         assert_eq!(node_of(&CertificateDer::from(certificate.clone())), Some(NODE));
         assert_eq!(node_of(&CertificateDer::from(authority.certificate().to_vec())), None);
         Credentials::new(NODE, authority.certificate(), &certificate, &key.private_pkcs8()).unwrap();
-        let error = Credentials::new(
-            NodeId(1),
-            authority.certificate(),
-            &certificate,
-            &key.private_pkcs8(),
-        );
+        let error = Credentials::new(NodeId(1), authority.certificate(), &certificate, &key.private_pkcs8());
         assert!(matches!(error, Err(TlsError::WrongNode { found: Some(NODE), .. })));
     }
 
     #[test]
     fn a_stored_authority_issues_what_the_same_ca_verifies() {
         let created = Authority::create(CLUSTER).unwrap();
-        let loaded =
-            Authority::load(CLUSTER, created.certificate(), &created.key_pkcs8()).unwrap();
+        let loaded = Authority::load(CLUSTER, created.certificate(), &created.key_pkcs8()).unwrap();
         let key = NodeKey::generate().unwrap();
         let certificate = CertificateDer::from(loaded.issue(NODE, &key.public()).unwrap());
         let pinned = PinnedAuthority {

@@ -2,13 +2,14 @@
 //!
 //! A member that is stopped and started again keeps its directory. Everything is removed when the cluster is dropped.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
-    unreachable_pub,
+    dead_code,
     missing_docs,
     missing_debug_implementations,
+    unreachable_pub,
     reason = "shared by test programs only"
 )]
-#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -34,6 +35,8 @@ pub struct World {
     /// Of 1000 messages this many are lost, half of them after they were acted on.
     loss: u32,
     random: u64,
+    /// Messages that arrived.
+    messages: u64,
 }
 
 /// The network between the members of one test.
@@ -84,8 +87,14 @@ impl Network {
             dice if dice < u64::from(world.loss) => Fate::AnswerLost,
             _ => Fate::Arrives,
         };
+        world.messages += 1;
         let reached = if world.cut.contains(&(from, to)) { None } else { world.members.get(&to).cloned() };
         (reached, world.delay, fate)
+    }
+
+    /// How many messages were sent so far.
+    pub fn messages(&self) -> u64 {
+        self.world.lock().unwrap().messages
     }
 
     fn is_cut(&self, from: RaftNodeId, to: RaftNodeId) -> bool {

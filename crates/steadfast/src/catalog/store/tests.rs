@@ -436,6 +436,7 @@ async fn nothing_acknowledged_is_lost_wherever_the_disk_fails() {
         }
     }
     println!("{points} crash points over {calls} calls");
+    assert!(points >= 10_000, "the script became too short: {points} crash points");
 }
 
 #[tokio::test]

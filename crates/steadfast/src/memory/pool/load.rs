@@ -28,13 +28,17 @@ const RAMFS: i64 = 0x8584_58f6;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder is on a disk.
-    #[error("checkpoint memory at {path} is not on a tmpfs, so it would be slow and outlive the machine: mount a tmpfs there or name a folder under /dev/shm or /run")]
+    #[error(
+        "checkpoint memory at {path} is not on a tmpfs, so it would be slow and outlive the machine: mount a tmpfs there or name a folder under /dev/shm or /run"
+    )]
     NotMemory {
         /// The folder.
         path: PathBuf,
     },
     /// Another agent uses it.
-    #[error("checkpoint memory at {path} is in use by another agent: stop that agent, or give this one its own folder")]
+    #[error(
+        "checkpoint memory at {path} is in use by another agent: stop that agent, or give this one its own folder"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,
@@ -73,8 +77,8 @@ pub(super) fn chunk_path(directory: &Path, digest: Digest, crc: u32) -> PathBuf 
 
 pub(super) fn load(directory: &Path) -> Result<Loaded, OpenError> {
     make_folder(directory)?;
-    let status = rustix::fs::statfs(directory)
-        .map_err(|error| io_error("look at", directory)(error.into()))?;
+    let status =
+        rustix::fs::statfs(directory).map_err(|error| io_error("look at", directory)(error.into()))?;
     #[allow(clippy::unnecessary_cast, reason = "the field's type differs between architectures")]
     let kind = status.f_type as i64;
     if kind != TMPFS && kind != RAMFS {
@@ -88,8 +92,8 @@ pub(super) fn load(directory: &Path) -> Result<Loaded, OpenError> {
         make_folder(&directory.join(CHUNKS).join(format!("{first:02x}")))?;
     }
     let mut damage = Vec::new();
-    let mut state = State::default();
-    state.manifests = load_manifests(directory, &mut damage)?;
+    let manifests = load_manifests(directory, &mut damage)?;
+    let mut state = State { manifests, ..State::default() };
     let needed: BTreeSet<Digest> =
         state.manifests.values().flat_map(|held| held.chunks.iter().copied()).collect();
     load_chunks(directory, &needed, &mut state, &mut damage)?;
@@ -109,23 +113,17 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
     let file = options.open(&path).map_err(io_error("open", &path))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(OpenError::Locked { path: directory.to_path_buf() })
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { path: directory.to_path_buf() }),
         Err(error) => Err(io_error("lock", &path)(error.into())),
     }
 }
 
-fn load_manifests(
-    directory: &Path,
-    damage: &mut Vec<Damage>,
-) -> Result<BTreeMap<Digest, Held>, OpenError> {
+fn load_manifests(directory: &Path, damage: &mut Vec<Damage>) -> Result<BTreeMap<Digest, Held>, OpenError> {
     let mut manifests = BTreeMap::new();
     for path in list(&directory.join(MANIFESTS))? {
         let bytes = std::fs::read(&path).map_err(io_error("read", &path))?;
-        let named = split_name(&path).and_then(|(digest, revision)| {
-            Some((digest, revision.parse::<u64>().ok()?))
-        });
+        let named =
+            split_name(&path).and_then(|(digest, revision)| Some((digest, revision.parse::<u64>().ok()?)));
         let checked = match named {
             Some((digest, revision)) => Manifest::decode(digest, &bytes)
                 .map(|manifest| (digest, revision, manifest))
@@ -190,8 +188,7 @@ type Check = (Digest, Option<u32>, PathBuf);
 /// Reads and checks every chunk, on as many threads as there are processors (at most 4).
 fn check_all(checks: &[Check]) -> Vec<Result<Chunk, String>> {
     let unchecked = || Err("it was not checked".to_owned());
-    let results: Vec<Mutex<Result<Chunk, String>>> =
-        checks.iter().map(|_| Mutex::new(unchecked())).collect();
+    let results: Vec<Mutex<Result<Chunk, String>>> = checks.iter().map(|_| Mutex::new(unchecked())).collect();
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     std::thread::scope(|scope| {
@@ -200,9 +197,7 @@ fn check_all(checks: &[Check]) -> Vec<Result<Chunk, String>> {
                 let mut buffer = Vec::with_capacity(STORED_BYTES_MAX);
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let (Some((_, crc, path)), Some(result)) =
-                        (checks.get(index), results.get(index))
-                    else {
+                    let (Some((_, crc, path)), Some(result)) = (checks.get(index), results.get(index)) else {
                         return;
                     };
                     if let Ok(mut result) = result.lock() {

@@ -149,14 +149,22 @@ impl Services {
     where
         F: Fn(Accepted) -> BoxFuture<()> + Send + Sync + 'static,
     {
-        *self.inner.streams.write().unwrap_or_else(PoisonError::into_inner) =
-            Some(Arc::new(handler));
+        *self.inner.streams.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(handler));
     }
 
     /// Closes every connection on which `node` calls: it was removed.
     pub fn close_peer(&self, node: NodeId) {
         let handles = self.inner.lock_connections().remove(&node);
         handles.into_iter().flatten().for_each(|handle| handle.abort());
+    }
+
+    /// Closes every connection for calls and offers nothing any more: the node stops.
+    pub fn shutdown(&self) {
+        self.set_allow(|_| false);
+        self.inner.handlers.write().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.inner.streams.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let connections = std::mem::take(&mut *self.inner.lock_connections());
+        connections.into_values().flatten().for_each(|handle| handle.abort());
     }
 
     fn is_allowed(&self, node: NodeId) -> bool {
@@ -187,9 +195,7 @@ impl Services {
 }
 
 impl Inner {
-    fn lock_connections(
-        &self,
-    ) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, VecDeque<AbortHandle>>> {
+    fn lock_connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, VecDeque<AbortHandle>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

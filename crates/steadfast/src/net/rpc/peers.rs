@@ -140,8 +140,7 @@ impl Peers {
 
     /// Forgets `node` and closes every connection to it; calls that wait fail at once.
     pub fn remove(&self, node: NodeId) {
-        let removed =
-            self.inner.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        let removed = self.inner.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
         if let Some(peer) = removed {
             peer.disconnect();
         }
@@ -163,8 +162,8 @@ impl Peers {
 
     /// Calls `service` on `to` and gives its answer.
     ///
-    /// A connection is made when there is none; `Class::Raft` fails at once when the last attempt just
-    /// failed, the others try again until `timeout`.
+    /// A connection is made when there is none. `Class::Control` tries again until `timeout`; the others
+    /// fail with the attempt, because their callers have another node to turn to.
     ///
     /// # Errors
     /// See [`RpcError`]; only [`RpcError::is_certainly_unsent`] errors allow a blind repetition.
@@ -238,7 +237,7 @@ impl Peers {
             };
             let retry_at = peer.slot(class).state.lock().await.retry_at;
             let retry_at = retry_at.unwrap_or_else(Instant::now);
-            if class == Class::Raft || retry_at >= deadline || Instant::now() >= deadline {
+            if class != Class::Control || retry_at >= deadline || Instant::now() >= deadline {
                 return Err(RpcError::Unreachable { peer: peer.node, reason });
             }
             tokio::time::sleep_until(retry_at).await;
@@ -398,9 +397,7 @@ async fn connect_one(
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(ConnectError::failed(address, &error)),
-        Err(_) => {
-            Err(ConnectError::TimedOut { address, timeout_ms: CONNECT_TIMEOUT.as_millis() })
-        }
+        Err(_) => Err(ConnectError::TimedOut { address, timeout_ms: CONNECT_TIMEOUT.as_millis() }),
     }
 }
 

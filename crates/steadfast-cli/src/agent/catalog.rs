@@ -1,0 +1,241 @@
+//! This node's part in the catalog: opening it, carrying its messages, founding it, and being admitted to it.
+//!
+//! A node that founded the cluster writes the first rows at its first start, idempotently. Every other node asks
+//! known ones until it votes: first a copy, then a vote (or only a copy beyond [`VOTERS_MAX`]). It never decides who
+//! belongs to the cluster: the node rows that invitations made do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use steadfast::catalog::{
+    BoxFuture, Catalog, Embedded, EmbeddedConfig, InitializeError, Member, OpenError, RaftNodeId, Role, StoreError,
+    Timings, Transport, TransportError, Txn,
+};
+use steadfast::net::rpc::{Class, Peers, RpcError, Services};
+use steadfast_proto::catalog::{ClusterRow, Key, NodeRow, View};
+use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
+
+use super::rows::{self, Rows};
+use super::state::{Founder, Hint, engine_id};
+use crate::codes::Code;
+use crate::failure::Failure;
+
+/// The RPC service that carries the engine's messages.
+const SERVICE_ENGINE: u8 = 16;
+/// The RPC service through which a node asks to be admitted to the engine.
+const SERVICE_ADMIT: u8 = 17;
+/// The RPC service through which a node that starts asks whether another one claims its identity.
+const SERVICE_GREET: u8 = 18;
+/// Most voters; further nodes hold a copy.
+const VOTERS_MAX: usize = 5;
+const ADMIT_PAUSE: Duration = Duration::from_millis(300);
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(12);
+const GREET_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Carries the engine's messages over the pool of connections.
+#[derive(Debug)]
+pub(crate) struct PeersTransport {
+    peers: Peers,
+    nodes: RwLock<BTreeMap<RaftNodeId, NodeId>>,
+}
+
+impl PeersTransport {
+    pub(crate) fn new(peers: Peers) -> PeersTransport {
+        PeersTransport { peers, nodes: RwLock::default() }
+    }
+
+    /// Tells which node has which number in the engine.
+    pub(crate) fn learn(&self, engine_id: RaftNodeId, node: NodeId) {
+        self.nodes.write().unwrap_or_else(PoisonError::into_inner).insert(engine_id, node);
+    }
+
+    /// The node behind a number.
+    pub(crate) fn node(&self, engine_id: RaftNodeId) -> Option<NodeId> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&engine_id).copied()
+    }
+}
+
+impl Transport for PeersTransport {
+    fn call(&self, to: RaftNodeId, request: Bytes, timeout: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+        Box::pin(async move {
+            let Some(node) = self.node(to) else {
+                return Err(TransportError::Unreachable { to, reason: "its address is not known here yet".to_owned() });
+            };
+            let answer = self.peers.call(node, Class::Raft, SERVICE_ENGINE, request, timeout).await;
+            answer.map_err(|error| {
+                let reason = error.to_string();
+                if error.is_certainly_unsent() || matches!(error, RpcError::Refused { .. }) {
+                    TransportError::Unreachable { to, reason }
+                } else {
+                    TransportError::Lost { to, reason }
+                }
+            })
+        })
+    }
+}
+
+/// Opens this node's store and offers it to the others.
+pub(crate) async fn open(
+    data: &std::path::Path,
+    cluster: ClusterId,
+    node: NodeId,
+    transport: Arc<PeersTransport>,
+    services: &Services,
+) -> Result<Embedded, Failure> {
+    let config = EmbeddedConfig {
+        dir: data.join("catalog"),
+        node: engine_id(node),
+        cluster_id: cluster.0,
+        transport,
+        timings: Timings::default(),
+    };
+    let embedded = Embedded::open(config).await.map_err(|error| open_failure(&error))?;
+    let engine = embedded.clone();
+    services.register(SERVICE_ENGINE, move |_, request| {
+        let engine = engine.clone();
+        Box::pin(async move { Ok(engine.handle(request).await) })
+    });
+    Ok(embedded)
+}
+
+fn open_failure(error: &OpenError) -> Failure {
+    let code = match error {
+        OpenError::Store(StoreError::Io { .. }) => Code::DiskFailed,
+        OpenError::Store(_) => Code::StateCorrupt,
+        OpenError::Timings { .. } | OpenError::Engine { .. } => Code::Internal,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// Makes the catalog of a new cluster and its first rows; does nothing where they are there already.
+pub(crate) async fn found(
+    embedded: &Embedded,
+    rows: &Rows,
+    founder: &Founder,
+    cluster: (ClusterId, &str),
+    own: NodeRow,
+    incarnation: Incarnation,
+) -> Result<(), Failure> {
+    let addresses = own.addresses.iter().map(|(_, address)| address.to_string()).collect();
+    match embedded.initialize(addresses).await {
+        Ok(()) | Err(InitializeError::AlreadyMember { .. }) => {}
+        Err(InitializeError::Catalog(error)) => return Err(rows::catalog_failure(&error)),
+    }
+    if embedded.get_stale(&Key::Cluster.encode()).1.is_some() {
+        return Ok(());
+    }
+    let cluster_row = ClusterRow {
+        id: cluster.0,
+        name: cluster.1.to_owned(),
+        lease_ms: founder.lease_ms,
+        created_unix_ms: founder.created_unix_ms,
+    };
+    let view = View::founded(own.id, incarnation);
+    let txn = Txn {
+        compare: vec![(Key::Cluster.encode(), 0)],
+        puts: vec![
+            (Key::Cluster.encode(), Some(rows::encode(&cluster_row)?)),
+            (Key::View.encode(), Some(rows::encode(&view)?)),
+            (Key::Node(own.id).encode(), Some(rows::encode(&own)?)),
+        ],
+    };
+    // A comparison that fails means that an earlier start did it.
+    rows.commit(txn).await.map(|_| ())
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct AdmitRequest {
+    engine_id: u64,
+    addresses: Vec<String>,
+}
+
+/// Offers admission to the engine to nodes that have a row.
+pub(crate) fn offer_admission(services: &Services, embedded: &Embedded) {
+    let engine = embedded.clone();
+    services.register(SERVICE_ADMIT, move |peer, request| {
+        let engine = engine.clone();
+        Box::pin(async move { admit(&engine, peer, &request).await })
+    });
+}
+
+async fn admit(engine: &Embedded, peer: NodeId, request: &[u8]) -> Result<Bytes, String> {
+    let request: AdmitRequest = serde_json::from_slice(request).map_err(|error| format!("not a request for admission: {error}"))?;
+    let row = engine.get(Key::Node(peer).encode()).await.map_err(|error| error.to_string())?;
+    let row = row.ok_or_else(|| format!("node {peer} has no row in the catalog; it must join with a token first"))?;
+    let row: NodeRow = steadfast_proto::catalog::decode_row(&row.value).map_err(|error| error.to_string())?;
+    if row.engine_id != request.engine_id {
+        return Err(format!("node {peer} asks under number {}, and its row says {}", request.engine_id, row.engine_id));
+    }
+    let status = engine.status();
+    if !status.voters.contains_key(&row.engine_id) && !status.learners.contains_key(&row.engine_id) {
+        engine.add_learner(row.engine_id, Member::new(request.addresses)).await.map_err(|error| error.to_string())?;
+    }
+    if engine.status().voters.len() < VOTERS_MAX {
+        engine.promote(row.engine_id).await.map_err(|error| error.to_string())?;
+    }
+    Ok(Bytes::new())
+}
+
+/// Asks known nodes for admission until this node votes, or holds a copy where there are voters enough.
+pub(crate) async fn seek_admission(embedded: Embedded, peers: Peers, hints: Vec<Hint>, addresses: Vec<String>, own: NodeId) {
+    let request = AdmitRequest { engine_id: engine_id(own), addresses };
+    let Ok(body) = serde_json::to_vec(&request) else { return };
+    loop {
+        let status = embedded.status();
+        let settled = match status.role {
+            Role::Leader | Role::Follower | Role::Candidate => true,
+            Role::Learner => status.learners.contains_key(&request.engine_id) && status.voters.len() >= VOTERS_MAX,
+            Role::Closed => return,
+        };
+        if settled && (status.voters.contains_key(&request.engine_id) || status.voters.len() >= VOTERS_MAX) {
+            tracing::info!(voters = status.voters.len(), "this node takes part in the catalog");
+            return;
+        }
+        for hint in &hints {
+            let Ok(node) = hint.node.parse::<NodeId>() else { continue };
+            if node == own {
+                continue;
+            }
+            match peers.call(node, Class::Control, SERVICE_ADMIT, body.clone(), ADMIT_TIMEOUT).await {
+                Ok(_) => break,
+                Err(error) => tracing::info!(%error, "not admitted to the catalog yet"),
+            }
+        }
+        tokio::time::sleep(ADMIT_PAUSE).await;
+    }
+}
+
+/// Answers nodes that start: whether somebody else lives under their identity. `hears` says whether this node hears
+/// the node id alive now.
+pub(crate) fn offer_greetings<F>(services: &Services, rows: &Rows, hears: F)
+where
+    F: Fn(NodeId) -> BoxFuture<'static, bool> + Send + Sync + 'static,
+{
+    let rows = rows.clone();
+    let hears = Arc::new(hears);
+    services.register(SERVICE_GREET, move |peer, request| {
+        let (rows, hears) = (rows.clone(), Arc::clone(&hears));
+        Box::pin(async move {
+            let fingerprint = String::from_utf8_lossy(&request).into_owned();
+            let Some((row, _)) = rows.get_stale::<NodeRow>(&Key::Node(peer)) else { return Ok(Bytes::new()) };
+            if row.fingerprint == fingerprint || !hears(peer).await {
+                return Ok(Bytes::new());
+            }
+            Err(format!("{} lives on a machine with fingerprint {} already, and this one has {fingerprint}", row.name, row.fingerprint))
+        })
+    });
+}
+
+/// Asks the others whether somebody lives under this node's identity; refuses to start then (4.5, ClonedIdentity).
+pub(crate) async fn refuse_clone(peers: &Peers, others: &[NodeId], fingerprint: &str) -> Result<(), Failure> {
+    let asked = others.iter().map(|other| peers.call(*other, Class::Control, SERVICE_GREET, fingerprint.as_bytes().to_vec(), GREET_TIMEOUT));
+    for answer in futures_util::future::join_all(asked).await {
+        if let Err(RpcError::Refused { reason, .. }) = answer {
+            return Err(Failure::new(Code::IdentityCloned, format!("{reason}: this data folder is a copy; empty it and join anew")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! Carries out the core's jobs with the operating system: containers, checkpoint memory, the catalog's engine.
+//!
+//! Every job is begun at once and reported when it has ended; blocking work goes to threads made for it. It decides
+//! nothing: a job that can't be done is reported as failed with the reason.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use steadfast::catalog::{Catalog, Embedded};
+use steadfast::identity::Identity;
+use steadfast::node::Report;
+use steadfast_container::verify_host_files;
+use steadfast_proto::catalog::{CheckpointRef, ContainerRow};
+use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
+use steadfast_proto::node::{Job, Outcome};
+use tokio::task::spawn_blocking;
+
+use super::containers::{Containers, lock, remove_folder};
+use super::logs;
+use super::machine::Machine;
+use super::memory::{Memory, Meta};
+use super::rows::Rows;
+use crate::api::convert::now_unix_ms;
+
+/// How often a removal that failed is tried again before it is given up until the next start.
+const DESTROY_ATTEMPTS: u32 = 5;
+const DESTROY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The agent's worker.
+pub(crate) struct Worker {
+    pub(crate) containers: Option<Arc<Containers>>,
+    pub(crate) memory: Memory,
+    pub(crate) embedded: Embedded,
+    pub(crate) identity: Arc<Mutex<Option<Identity>>>,
+    pub(crate) rows: Rows,
+    pub(crate) machine: Machine,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+impl steadfast::node::Worker for Worker {
+    fn run(&self, job: Job, report: Report) {
+        match job {
+            Job::Campaign => self.campaign(),
+            Job::Renumber => self.renumber(report),
+            Job::Collect => self.collect(),
+            job => match &self.containers {
+                Some(containers) => self.run_in(containers, job, report),
+                None => refuse(job, report),
+            },
+        }
+    }
+}
+
+impl Worker {
+    fn run_in(&self, containers: &Arc<Containers>, job: Job, report: Report) {
+        match job {
+            Job::Renew { deadline, drift, containers: which } => containers.renew(deadline, drift, which),
+            Job::Start(row) => {
+                let containers = Arc::clone(containers);
+                self.runtime.spawn_blocking(move || containers.bring(&row, None, report));
+            }
+            Job::Restore(row) => {
+                let (containers, memory) = (Arc::clone(containers), self.memory.clone());
+                self.runtime.spawn(restore(containers, memory, *row, report));
+            }
+            Job::Checkpoint { row, number, holders } => self.checkpoint(containers, *row, number, holders, report),
+            Job::Stop { container, epoch, grace } => {
+                let containers = Arc::clone(containers);
+                self.runtime.spawn_blocking(move || {
+                    containers.stop(container, epoch, grace);
+                    report.done(Outcome::Finished);
+                });
+            }
+            Job::Destroy { container, epoch, forget } => {
+                let containers = Arc::clone(containers);
+                self.runtime.spawn_blocking(move || destroy(&containers, (container, epoch), forget, report));
+            }
+            Job::Collect | Job::Campaign | Job::Renumber => {}
+        }
+    }
+
+    fn checkpoint(&self, containers: &Arc<Containers>, row: ContainerRow, number: u64, holders: Vec<NodeId>, report: Report) {
+        let taking = Taking {
+            containers: Arc::clone(containers),
+            memory: self.memory.clone(),
+            criu: self.machine.criu.clone(),
+            processor: self.machine.processor.clone(),
+            revision: self.rows.catalog().range_stale("container/").revision,
+        };
+        self.runtime.spawn(async move {
+            let outcome = match taking.take(&row, number, holders).await {
+                Ok(checkpoint) => Outcome::Sealed(Box::new(checkpoint)),
+                Err(reason) => Outcome::Failed(reason),
+            };
+            report.done(outcome);
+        });
+    }
+
+    fn collect(&self) {
+        let (memory, rows) = (self.memory.clone(), self.rows.clone());
+        let containers = self.containers.clone();
+        self.runtime.spawn(async move {
+            memory.collect(&rows).await;
+            if let Some(containers) = containers {
+                let known = rows.all_stale::<ContainerRow>("container/").into_iter().map(|(row, _)| row.id).collect();
+                // Nothing waits for it.
+                let _ = spawn_blocking(move || logs::forget_others(containers.kept_logs(), &known)).await;
+            }
+        });
+    }
+
+    /// Makes the next incarnation durable: one more start of the same data folder.
+    fn renumber(&self, report: Report) {
+        let identity = Arc::clone(&self.identity);
+        self.runtime.spawn_blocking(move || {
+            let mut slot = lock(&identity);
+            let Some(old) = slot.take() else { return };
+            let folder = old.directory().to_path_buf();
+            // The folder's lock goes with the old value.
+            drop(old);
+            match Identity::open_for_start(&folder) {
+                Ok(fresh) => {
+                    let incarnation = fresh.incarnation();
+                    *slot = Some(fresh);
+                    report.renumbered(incarnation);
+                }
+                Err(error) => tracing::error!(%error, "a new incarnation could not be made durable; this node stays out"),
+            }
+        });
+    }
+
+    fn campaign(&self) {
+        let Some(dead) = self.embedded.leader() else { return };
+        let embedded = self.embedded.clone();
+        self.runtime.spawn(async move { embedded.campaign(dead).await });
+    }
+}
+
+/// Answers for a node that runs no containers.
+fn refuse(job: Job, report: Report) {
+    match job {
+        Job::Start(_) | Job::Restore(_) | Job::Checkpoint { .. } => report.done(Outcome::Failed("this node runs no containers".to_owned())),
+        Job::Stop { .. } | Job::Destroy { .. } => report.done(Outcome::Finished),
+        Job::Renew { .. } | Job::Collect | Job::Campaign | Job::Renumber => {}
+    }
+}
+
+async fn restore(containers: Arc<Containers>, memory: Memory, row: ContainerRow, report: Report) {
+    let image = containers.image_folder(row.id, row.epoch, "restore");
+    let fetched = match row.restore_from() {
+        Some(checkpoint) => memory.fetch(checkpoint, &image).await,
+        None => Err("it has no committed checkpoint".to_owned()),
+    };
+    let meta = match fetched {
+        Ok(meta) => meta,
+        Err(reason) => return report.done(Outcome::Failed(reason)),
+    };
+    // The outcome comes through the report.
+    let _ = spawn_blocking(move || {
+        if let Err(mismatch) = verify_host_files(&meta.host_files) {
+            remove_folder(&image);
+            return report.done(Outcome::Failed(mismatch.to_string()));
+        }
+        containers.bring(&row, Some(&image), report);
+    })
+    .await;
+}
+
+fn destroy(containers: &Containers, (id, epoch): (ContainerId, Epoch), forget: bool, report: Report) {
+    for attempt in 1..=DESTROY_ATTEMPTS {
+        match containers.destroy(id, epoch, forget) {
+            Ok(()) => break,
+            Err(error) => tracing::error!(%id, error, attempt, "a container could not be removed whole"),
+        }
+        std::thread::sleep(DESTROY_PAUSE);
+    }
+    report.done(Outcome::Finished);
+}
+
+/// One checkpoint under way.
+struct Taking {
+    containers: Arc<Containers>,
+    memory: Memory,
+    criu: String,
+    processor: String,
+    revision: u64,
+}
+
+impl Taking {
+    /// Captures, ships, and leaves nothing behind but what its holders sealed.
+    async fn take(self, row: &ContainerRow, number: u64, holders: Vec<NodeId>) -> Result<CheckpointRef, String> {
+        if holders.is_empty() {
+            return Err("not enough checkpoint memory on other nodes: there is no other node that is well".to_owned());
+        }
+        let container = self.containers.handle(row.id).ok_or("it does not run on this node")?;
+        let image = Image(self.containers.image_folder(row.id, row.epoch, "checkpoint"));
+        let taken_unix_ms = now_unix_ms();
+        let (folder, first) = (image.0.clone(), row.latest.is_none());
+        let capture = spawn_blocking(move || {
+            if first {
+                check_first(&container)?;
+            }
+            container.checkpoint(&folder).map_err(|error| error.to_string())
+        });
+        let capture = capture.await.map_err(|error| error.to_string())??;
+        let meta = Meta { host_files: capture.host_files };
+        let shipped = self.memory.ship(&image.0, row, number, holders, self.revision, &meta).await?;
+        Ok(CheckpointRef {
+            number,
+            epoch: row.epoch,
+            manifest: shipped.manifest,
+            bytes: shipped.bytes_total,
+            copies: shipped.holders.into_iter().collect(),
+            wanted: row.spec.copies,
+            frozen_us: capture.frozen_ns / 1000,
+            taken_unix_ms,
+            criu: self.criu,
+            processor: self.processor,
+        })
+    }
+}
+
+/// Looks, before the first checkpoint, whether the program can be imaged at all.
+fn check_first(container: &steadfast_container::Container) -> Result<(), String> {
+    let found = container.preflight().map_err(|error| format!("it can't be looked at: {error}"))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    Err(found.join("; "))
+}
+
+/// An image folder that goes when this is dropped.
+struct Image(std::path::PathBuf);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        remove_folder(&self.0);
+    }
+}

@@ -1,0 +1,12 @@
+//! The HTTP API: its JSON types, its client, and its server.
+//!
+//! Every agent serves the same API on its owner-only Unix socket and, to other agents of the cluster, over mutual
+//! TLS. The command line uses this and nothing else.
+
+pub mod client;
+pub mod convert;
+pub mod frames;
+pub mod openapi;
+pub mod proxy;
+pub mod server;
+pub mod types;

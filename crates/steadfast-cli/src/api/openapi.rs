@@ -1,0 +1,168 @@
+//! The OpenAPI document, generated from the types; `docs/reference/openapi.json` is what this prints.
+//!
+//! The list of paths stands here once; a test compares it with the router.
+
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItemBuilder};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApiBuilder, PathsBuilder, Ref, RefOr, Required,
+    ResponseBuilder, ResponsesBuilder, Schema,
+};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::types;
+
+/// One operation of the API.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// `get`, `post` or `delete`.
+    pub method: &'static str,
+    /// The path with its parameters in braces.
+    pub path: &'static str,
+    /// What it does.
+    pub summary: &'static str,
+    /// The type of its body.
+    pub body: Option<&'static str>,
+    /// Its query parameters.
+    pub query: &'static [&'static str],
+    /// The type of its answer, and how it comes.
+    pub answer: Answer,
+}
+
+/// How an answer comes.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer {
+    /// One value.
+    One(&'static str),
+    /// A list.
+    Many(&'static str),
+    /// Server-sent events, one value each.
+    Events(&'static str),
+    /// Another protocol on the same connection.
+    Upgrade,
+}
+
+/// Every operation.
+pub const OPERATIONS: &[Operation] = &[
+    get("/v1/status", "How the cluster stands, seen from this node", Answer::One("Status")),
+    get("/v1/nodes", "Every node", Answer::Many("Node")),
+    post("/v1/invites", "Make a one-time token for one new node", "InviteRequest", Answer::One("Invitation")),
+    get("/v1/containers", "Every container", Answer::Many("Container")),
+    post("/v1/containers", "Run a program as a container; follow its changes until it runs", "RunRequest", Answer::One("Container")),
+    get("/v1/containers/{name}", "One container", Answer::One("Container")),
+    Operation { method: "delete", query: &["force"], ..get("/v1/containers/{name}", "Remove a container with its checkpoints", Answer::One("Done")) },
+    get("/v1/containers/{name}/changes", "The container now and after each change", Answer::Events("Container")),
+    post("/v1/containers/{name}/stop", "Stop a container; follow its changes until it is stopped", "StopRequest", Answer::One("Container")),
+    post("/v1/containers/{name}/restore", "Restart a container from a checkpoint", "RestoreRequest", Answer::One("Container")),
+    get("/v1/containers/{name}/checkpoints", "Its committed checkpoints, and where their copies are", Answer::Many("Checkpoint")),
+    Operation { method: "post", ..get("/v1/containers/{name}/checkpoints", "Take a checkpoint now; answers when it is committed", Answer::One("Checkpoint")) },
+    Operation { query: &["follow", "tail"], ..get("/v1/containers/{name}/logs", "What it printed", Answer::Events("LogLine")) },
+    post("/v1/containers/{name}/exec", "Run a command inside (upgrade: steadfast-exec/1)", "ExecRequest", Answer::Upgrade),
+    get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
+    get("/v1/openapi.json", "This document", Answer::One("Object")),
+];
+
+const fn get(path: &'static str, summary: &'static str, answer: Answer) -> Operation {
+    Operation { method: "get", path, summary, body: None, query: &[], answer }
+}
+
+const fn post(path: &'static str, summary: &'static str, body: &'static str, answer: Answer) -> Operation {
+    Operation { method: "post", path, summary, body: Some(body), query: &[], answer }
+}
+
+/// The whole document as JSON.
+pub fn document() -> String {
+    let mut paths = PathsBuilder::new();
+    for operation in OPERATIONS {
+        let method = match operation.method {
+            "post" => HttpMethod::Post,
+            "delete" => HttpMethod::Delete,
+            _ => HttpMethod::Get,
+        };
+        paths = paths.path(operation.path, PathItemBuilder::new().operation(method, described(operation)).build());
+    }
+    let about = "JSON over HTTP on the agent's Unix socket, owner only. Every refusal is an ErrorBody.";
+    let document = OpenApiBuilder::new()
+        .info(InfoBuilder::new().title("Steadfast").version(env!("CARGO_PKG_VERSION")).description(Some(about)).build())
+        .paths(paths.build())
+        .components(Some(components()))
+        .build();
+    let text = document.to_pretty_json().unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"));
+    format!("{text}\n")
+}
+
+fn described(operation: &Operation) -> utoipa::openapi::path::Operation {
+    let mut described = OperationBuilder::new().summary(Some(operation.summary));
+    if operation.path.contains("{name}") {
+        described = described.parameter(ParameterBuilder::new().name("name").parameter_in(ParameterIn::Path).required(Required::True).description(Some("the container's name")));
+    }
+    for name in operation.query {
+        described = described.parameter(ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query).required(Required::False));
+    }
+    if let Some(body) = operation.body {
+        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(body))).build();
+        described = described.request_body(Some(RequestBodyBuilder::new().content("application/json", content).build()));
+    }
+    let error = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
+    let refused = ResponseBuilder::new().description("refused; nothing is changed").content("application/json", error);
+    let (status, answer) = answered(operation.answer);
+    described.responses(ResponsesBuilder::new().response(status, answer).response("default", refused)).build()
+}
+
+fn answered(answer: Answer) -> (&'static str, utoipa::openapi::Response) {
+    let list = |name| utoipa::openapi::schema::ArrayBuilder::new().items(Ref::from_schema_name(name)).build();
+    let response = ResponseBuilder::new();
+    match answer {
+        Answer::One("Object") => ("200", response.description("done").build()),
+        Answer::One(name) => {
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
+            ("200", response.description("done").content("application/json", content).build())
+        }
+        Answer::Many(name) => {
+            let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::Array(list(name))))).build();
+            ("200", response.description("done").content("application/json", content).build())
+        }
+        Answer::Events(name) => {
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
+            ("200", response.description("one value per event; an event named `error` is an ErrorBody and the last").content("text/event-stream", content).build())
+        }
+        Answer::Upgrade => ("101", response.description("the connection carries the framed stream from here on").build()),
+    }
+}
+
+fn components() -> utoipa::openapi::Components {
+    fn add<T: ToSchema + PartialSchema>(components: ComponentsBuilder) -> ComponentsBuilder {
+        components.schema(T::name(), T::schema())
+    }
+    let components = ComponentsBuilder::new();
+    let components = add::<types::ErrorBody>(add::<types::Status>(add::<types::Cluster>(components)));
+    let components = add::<types::View>(add::<types::Survives>(add::<types::Peer>(components)));
+    let components = add::<types::Heard>(add::<types::LocalContainer>(add::<types::Happening>(components)));
+    let components = add::<types::Node>(add::<types::Spec>(add::<types::RunRequest>(components)));
+    let components = add::<types::Container>(add::<types::Checkpoint>(add::<types::Copy>(components)));
+    let components = add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
+    let components = add::<types::Invitation>(add::<types::LogLine>(add::<types::ExecRequest>(components)));
+    add::<types::Done>(components).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_that_an_operation_names_is_described() {
+        let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for operation in OPERATIONS {
+            let answer = match operation.answer {
+                Answer::One("Object") | Answer::Upgrade => None,
+                Answer::One(name) | Answer::Many(name) | Answer::Events(name) => Some(name),
+            };
+            for name in answer.into_iter().chain(operation.body) {
+                assert!(schemas.contains_key(name), "{name} of {} is not described", operation.path);
+            }
+            let described = &document["paths"][operation.path][operation.method];
+            assert_eq!(described["summary"], operation.summary, "{} {}", operation.method, operation.path);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The server of the HTTP API: paths, and what each does with the agent.
+//!
+//! The same router serves the Unix socket and, over mutual TLS, the other agents. A verb that only a container's owner
+//! can carry out is passed on to that node's agent ([`super::proxy`]). It decides nothing itself.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::{Stream, StreamExt};
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::proxy;
+use super::types::{ErrorBody, ExecRequest, InviteRequest, RestoreRequest, RunRequest, StopRequest};
+use crate::agent::Agent;
+use crate::codes::Code;
+use crate::failure::{Failure, nearest};
+
+/// The largest body of a request, in bytes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+type Shared = State<Arc<Agent>>;
+type Answer = Result<Response, Failure>;
+
+/// The API of an agent that belongs to a cluster.
+pub fn router(agent: Arc<Agent>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/invites", post(invite))
+        .route("/v1/containers", get(containers).post(run))
+        .route("/v1/containers/{name}", get(container).delete(remove))
+        .route("/v1/containers/{name}/changes", get(changes))
+        .route("/v1/containers/{name}/stop", post(stop))
+        .route("/v1/containers/{name}/restore", post(restore))
+        .route("/v1/containers/{name}/checkpoints", get(checkpoints_of).post(checkpoint))
+        .route("/v1/containers/{name}/logs", get(logs))
+        .route("/v1/containers/{name}/exec", post(exec))
+        .route("/v1/checkpoints", get(checkpoints))
+        .route("/v1/openapi.json", get(openapi))
+        .fallback(unknown_path)
+        .with_state(agent)
+}
+
+/// The API of an agent that waits for `init` or `join`.
+pub fn waiting_router(data: String) -> Router {
+    let refuse = move || {
+        let message = format!("this node belongs to no cluster yet: run `steadfast init NAME` or `steadfast join TOKEN` (data folder {data})");
+        async move { Failure::new(Code::NotConfigured, message).into_response() }
+    };
+    Router::new().route("/v1/openapi.json", get(openapi)).fallback(refuse)
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = ErrorBody { code: self.code.to_string(), message: self.message };
+        (status, axum::Json(body)).into_response()
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Answer {
+    Ok(axum::Json(value).into_response())
+}
+
+/// Reads a JSON body; what is wrong with it is said by field.
+async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
+    let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let bytes = bytes.map_err(|error| Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible")))?;
+    let bytes = bytes.to_bytes();
+    let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    serde_json::from_slice(text).map_err(|error| Failure::new(Code::BadRequest, format!("the body: {error}")))
+}
+
+async fn status(State(agent): Shared) -> Answer {
+    json(&agent.shown_status().await?)
+}
+
+async fn nodes(State(agent): Shared) -> Answer {
+    json(&agent.shown_nodes().await?)
+}
+
+async fn invite(State(agent): Shared, request: Request) -> Answer {
+    let request: InviteRequest = body(request).await?;
+    json(&agent.inviter.invite(request).await?)
+}
+
+async fn containers(State(agent): Shared) -> Answer {
+    json(&agent.shown_containers())
+}
+
+async fn run(State(agent): Shared, request: Request) -> Answer {
+    let request: RunRequest = body(request).await?;
+    json(&agent.run_container(request).await?)
+}
+
+async fn container(State(agent): Shared, Path(name): Path<String>) -> Answer {
+    let (row, version) = agent.rows.container(&name).await?;
+    json(&agent.shown(&row, version))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RemoveQuery {
+    force: bool,
+}
+
+async fn remove(State(agent): Shared, Path(name): Path<String>, query: Parameters<RemoveQuery>) -> Answer {
+    json(&agent.remove_container(&name, query.0.force).await?)
+}
+
+async fn stop(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let request: StopRequest = body(request).await?;
+    json(&agent.stop_container(&name, request).await?)
+}
+
+async fn restore(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let request: RestoreRequest = body(request).await?;
+    json(&agent.restore_container(&name, request).await?)
+}
+
+async fn checkpoints(State(agent): Shared) -> Answer {
+    json(&agent.shown_checkpoints(None).await?)
+}
+
+async fn checkpoints_of(State(agent): Shared, Path(name): Path<String>) -> Answer {
+    json(&agent.shown_checkpoints(Some(&name)).await?)
+}
+
+async fn checkpoint(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let (row, _) = agent.rows.container(&name).await?;
+    if row.owner != agent.id {
+        return proxy::pass_on(&agent, row.owner, request).await;
+    }
+    json(&agent.checkpoint_container(&name).await?)
+}
+
+async fn changes(State(agent): Shared, Path(name): Path<String>) -> Answer {
+    let (row, _) = agent.rows.container(&name).await?;
+    let follow = agent.follow(row.id);
+    let stream = futures_util::stream::unfold(Some(follow), move |follow| {
+        let (agent, name) = (Arc::clone(&agent), name.clone());
+        async move {
+            let mut follow = follow?;
+            match follow.next().await {
+                Ok(Some((row, version))) => Some((Ok(agent.shown(&row, version)), Some(follow))),
+                Ok(None) => Some((Err(Failure::new(Code::ContainerNotFound, format!("{name} was removed"))), None)),
+                Err(failure) => Some((Err(failure), None)),
+            }
+        }
+    });
+    Ok(events(stream))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LogsQuery {
+    follow: bool,
+    tail: Option<u32>,
+}
+
+async fn logs(State(agent): Shared, Path(name): Path<String>, query: Parameters<LogsQuery>, request: Request) -> Answer {
+    let (row, _) = agent.rows.container(&name).await?;
+    if row.owner != agent.id {
+        return proxy::pass_on(&agent, row.owner, request).await;
+    }
+    let lines = agent.logs(&row, query.0.follow, query.0.tail)?;
+    Ok(events(lines))
+}
+
+async fn exec(State(agent): Shared, Path(name): Path<String>, mut request: Request) -> Answer {
+    let (row, _) = agent.rows.container(&name).await?;
+    if row.owner != agent.id {
+        return proxy::pass_on(&agent, row.owner, request).await;
+    }
+    let upgrade = proxy::upgrade_of(&mut request)?;
+    let request: ExecRequest = body(request).await?;
+    let running = agent.exec(&row, request)?;
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => running.serve(hyper_util::rt::TokioIo::new(upgraded)).await,
+            Err(error) => tracing::debug!(%error, "an exec connection broke off"),
+        }
+    });
+    Ok(proxy::switching(super::client::EXEC_PROTOCOL))
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], super::openapi::document()).into_response()
+}
+
+async fn unknown_path(request: Request) -> Failure {
+    let path = request.uri().path().to_owned();
+    let known = ["/v1/status", "/v1/nodes", "/v1/invites", "/v1/containers", "/v1/checkpoints", "/v1/openapi.json"];
+    let hint = nearest(&path, known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+    Failure::new(Code::BadRequest, format!("nothing is at {} {path}{hint}", request.method()))
+}
+
+/// A stream of values as server-sent events; a failure is the last one, of the kind `error`.
+fn events<T, S>(stream: S) -> Response
+where
+    T: Serialize + Send + 'static,
+    S: Stream<Item = Result<T, Failure>> + Send + 'static,
+{
+    let stream = stream.map(|item| {
+        let (name, data) = match item {
+            Ok(value) => (None, serde_json::to_string(&value)),
+            Err(failure) => (Some("error"), serde_json::to_string(&ErrorBody { code: failure.code.to_string(), message: failure.message })),
+        };
+        let event = Event::default().data(data.unwrap_or_default());
+        Ok::<Event, Infallible>(match name {
+            Some(name) => event.event(name),
+            None => event,
+        })
+    });
+    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// Query parameters; a wrong one is answered with what would be right.
+struct Parameters<T>(T);
+
+impl<T: DeserializeOwned + Send> axum::extract::FromRequestParts<Arc<Agent>> for Parameters<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &Arc<Agent>) -> Result<Self, Failure> {
+        let query = Query::<T>::try_from_uri(&parts.uri);
+        query.map(|Query(value)| Parameters(value)).map_err(|error| Failure::new(Code::BadRequest, format!("the query of {}: {}", parts.uri.path(), error.body_text())))
+    }
+}

@@ -1,0 +1,373 @@
+//! The configuration of a node: one TOML file, few knobs, each with a sensible default.
+//!
+//! Two stages: [`RawConfig`] holds what was given (defaults < file < environment < flags), [`Config`] is checked and
+//! is all that the agent sees. Every problem of a file is reported at once, with key and line. It never touches
+//! the machine: whether an address exists is found out when it is bound. Read [`source`] for the machinery.
+
+pub mod source;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::codes::Code;
+use crate::failure::Failure;
+use crate::units;
+use source::{Given, Problems, Section};
+
+/// Where the file is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/steadfast/steadfast.toml";
+/// The data folder when none is named.
+pub const DEFAULT_DATA: &str = "/var/lib/steadfast";
+/// The port that peers use when none is named.
+pub const DEFAULT_PORT: u16 = 7400;
+/// Most networks that one node can have.
+pub const NETWORKS_MAX: usize = 8;
+
+/// A whole example, shown by `steadfast agent --help`; a test loads it.
+pub const EXAMPLE: &str = r#"[node]
+name = "alpha"                 # default: the host name
+data = "/var/lib/steadfast"
+domain = ["rack-3"]            # failure domain, widest first
+
+[[network]]                    # one per independent network
+name = "front"
+address = "10.0.1.11:7400"
+
+[[network]]
+name = "back"
+address = "10.0.2.11:7400"
+
+[checkpoint]
+memory = "8GiB"                # lent to the cluster; default: a quarter of this machine's memory
+
+[container]
+run = "/run/steadfast"         # a tmpfs
+bridge = "sf0"                 # the containers' bridge, and the interface that takes it outside
+uplink = "eth2"
+"#;
+
+/// One independent network as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Its name, the same on every node.
+    pub name: String,
+    /// This node's address on it; UDP and TCP.
+    pub address: SocketAddr,
+}
+
+/// How this node runs containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerConfig {
+    /// Folder on a tmpfs for sockets, bundles and images.
+    pub run: PathBuf,
+    /// The interface that connects the containers' bridge to the outside.
+    pub uplink: Option<String>,
+    /// The containers' bridge; none means loopback only.
+    pub bridge: Option<String>,
+    /// The runc to use; the first on PATH when absent.
+    pub runc: Option<PathBuf>,
+    /// The CRIU to use; the first that is new enough when absent.
+    pub criu: Option<PathBuf>,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The node's name for people.
+    pub name: String,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Failure domain, widest first.
+    pub domain: Vec<String>,
+    /// The networks, at least one.
+    pub networks: Vec<NetworkConfig>,
+    /// Checkpoint memory lent to the cluster, in bytes.
+    pub memory_bytes: u64,
+    /// Folder on a tmpfs for chunks.
+    pub memory_folder: PathBuf,
+    /// Containers on this node.
+    pub container: ContainerConfig,
+    /// The API's socket.
+    pub socket: PathBuf,
+}
+
+/// What was given, as text, each with its place.
+#[derive(Debug, Default)]
+pub struct RawConfig {
+    name: Option<Given>,
+    data: Option<Given>,
+    domain: Option<Vec<Given>>,
+    networks: Vec<(Option<Given>, Option<Given>, Given)>,
+    memory: Option<Given>,
+    memory_folder: Option<Given>,
+    run: Option<Given>,
+    uplink: Option<Given>,
+    bridge: Option<Given>,
+    runc: Option<Given>,
+    criu: Option<Given>,
+    socket: Option<Given>,
+}
+
+impl RawConfig {
+    /// Reads the file's text; what is wrong goes to `problems` and the rest is still read.
+    pub fn read(text: &str, problems: &mut Problems) -> RawConfig {
+        let table = source::parse(text, problems);
+        let mut raw = RawConfig::default();
+        let mut top = Section::top(&table);
+        if let Some(mut node) = top.table("node", problems) {
+            raw.name = node.text("name", problems);
+            raw.data = node.text("data", problems);
+            raw.domain = node.texts("domain", problems);
+            node.finish(problems);
+        }
+        for (mut network, at) in top.tables("network", problems) {
+            let name = network.text("name", problems);
+            let address = network.text("address", problems);
+            network.finish(problems);
+            raw.networks.push((name, address, at));
+        }
+        if let Some(mut checkpoint) = top.table("checkpoint", problems) {
+            raw.memory = checkpoint.scalar("memory", problems);
+            raw.memory_folder = checkpoint.text("folder", problems);
+            checkpoint.finish(problems);
+        }
+        if let Some(mut container) = top.table("container", problems) {
+            raw.run = container.text("run", problems);
+            raw.uplink = container.text("uplink", problems);
+            raw.bridge = container.text("bridge", problems);
+            raw.runc = container.text("runc", problems);
+            raw.criu = container.text("criu", problems);
+            container.finish(problems);
+        }
+        if let Some(mut api) = top.table("api", problems) {
+            raw.socket = api.text("socket", problems);
+            api.finish(problems);
+        }
+        top.finish(problems);
+        raw
+    }
+
+    /// Lets environment variables replace what the file said.
+    pub fn overlay_environment(&mut self, variable: impl Fn(&str) -> Option<String>) {
+        let replace = |slot: &mut Option<Given>, name: &'static str| {
+            if let Some(text) = variable(name) {
+                *slot = Some(Given::environment(name, text));
+            }
+        };
+        replace(&mut self.name, "STEADFAST_NODE_NAME");
+        replace(&mut self.data, "STEADFAST_NODE_DATA");
+        replace(&mut self.memory, "STEADFAST_CHECKPOINT_MEMORY");
+        replace(&mut self.criu, "STEADFAST_CONTAINER_CRIU");
+        replace(&mut self.runc, "STEADFAST_CONTAINER_RUNC");
+    }
+
+    /// Checks everything that was given and fills in the defaults.
+    pub fn check(&self, problems: &mut Problems) -> Option<Config> {
+        let name = match &self.name {
+            Some(given) => problems.check(given, units::name),
+            None => default_name(problems),
+        };
+        let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
+        let domain = self.domain.iter().flatten().filter_map(|given| problems.check(given, units::name)).collect();
+        let networks = self.check_networks(problems);
+        let memory_bytes = match &self.memory {
+            Some(given) => problems.check(given, memory_size),
+            None => Some(machine_memory_bytes() / 4),
+        };
+        let run = folder(self.run.as_ref(), "/run/steadfast", problems);
+        let default_chunks = run.as_deref().map(|run| run.join("chunks"));
+        let memory_folder = match (&self.memory_folder, default_chunks) {
+            (Some(given), _) => problems.check(given, absolute),
+            (None, default) => default,
+        };
+        let bridge = self.bridge.as_ref().and_then(|given| problems.check(given, interface_name));
+        let uplink = self.uplink.as_ref().and_then(|given| problems.check(given, interface_name));
+        let runc = self.runc.as_ref().and_then(|given| problems.check(given, absolute));
+        let criu = self.criu.as_ref().and_then(|given| problems.check(given, absolute));
+        let socket = match (&self.socket, &data) {
+            (Some(given), _) => problems.check(given, absolute),
+            (None, Some(data)) => Some(data.join("steadfast.sock")),
+            (None, None) => None,
+        };
+        Some(Config {
+            name: name?,
+            data: data?,
+            domain,
+            networks,
+            memory_bytes: memory_bytes?,
+            memory_folder: memory_folder?,
+            container: ContainerConfig {
+                run: run?,
+                bridge: bridge.or_else(|| uplink.as_ref().map(|_| "sf0".to_owned())),
+                uplink,
+                runc,
+                criu,
+            },
+            socket: socket?,
+        })
+    }
+
+    fn check_networks(&self, problems: &mut Problems) -> Vec<NetworkConfig> {
+        let mut networks: Vec<NetworkConfig> = Vec::new();
+        if self.networks.is_empty() {
+            problems.missing("no [[network]] is given; write at least one: [[network]] name = \"front\" address = \"10.0.1.11:7400\"");
+        }
+        for (index, (name, address, at)) in self.networks.iter().enumerate() {
+            if index >= NETWORKS_MAX {
+                problems.refuse(at, format!("more than {NETWORKS_MAX} networks; remove some"));
+                break;
+            }
+            if name.is_none() {
+                problems.refuse(at, "`name` is missing; write name = \"front\"");
+            }
+            if address.is_none() {
+                problems.refuse(at, "`address` is missing; write address = \"10.0.1.11:7400\"");
+            }
+            let checked = name.as_ref().and_then(|given| problems.check(given, units::name));
+            let parsed = address.as_ref().and_then(|given| problems.check(given, socket_address));
+            let (Some(checked), Some(parsed)) = (checked, parsed) else { continue };
+            if networks.iter().any(|network| network.name == checked) {
+                problems.refuse(at, format!("two networks are named {checked:?}; each needs its own name"));
+            }
+            if networks.iter().any(|network| network.address == parsed) {
+                problems.refuse(at, format!("two networks have the address {parsed}; each needs its own"));
+            }
+            networks.push(NetworkConfig { name: checked, address: parsed });
+        }
+        networks
+    }
+}
+
+/// Loads and checks the configuration: the file named, else the default one when it exists.
+pub fn load(path: Option<&Path>) -> Result<Config, Failure> {
+    let path = path.map_or_else(|| PathBuf::from(DEFAULT_FILE), Path::to_path_buf);
+    let text = source::read(&path, Code::ConfigInvalid)?;
+    check_text(&path.display().to_string(), &text, |name| std::env::var(name).ok())
+}
+
+/// Checks a configuration's text; `file` is how people know it.
+pub fn check_text(
+    file: &str,
+    text: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Config, Failure> {
+    let mut problems = Problems::new(file, text);
+    let mut raw = RawConfig::read(text, &mut problems);
+    raw.overlay_environment(variable);
+    let config = raw.check(&mut problems);
+    problems.finish(Code::ConfigInvalid)?;
+    config.ok_or_else(|| Failure::new(Code::Internal, format!("{file} can't be used, and no reason was found")))
+}
+
+fn folder(given: Option<&Given>, default: &str, problems: &mut Problems) -> Option<PathBuf> {
+    given.map_or_else(|| Some(PathBuf::from(default)), |given| problems.check(given, absolute))
+}
+
+fn default_name(problems: &mut Problems) -> Option<String> {
+    let host = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    let label = host.split('.').next().unwrap_or_default().to_owned();
+    let checked = units::name(&label);
+    if checked.is_err() {
+        problems.missing(format!("node.name is not given, and the host name {host:?} can't be used; write [node] name = \"alpha\""));
+    }
+    checked.ok()
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() {
+        return Err(format!("{text:?} is not a whole path; begin it with \"/\""));
+    }
+    if text.len() > 512 {
+        return Err("the path is longer than 512 characters".to_owned());
+    }
+    Ok(path)
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let with_port = text.parse::<SocketAddr>().or_else(|_| {
+        text.parse::<std::net::IpAddr>().map(|address| SocketAddr::new(address, DEFAULT_PORT))
+    });
+    let parsed = with_port
+        .map_err(|_| format!("{text:?} is not an address with port; write for example \"10.0.1.11:7400\""))?;
+    if parsed.ip().is_unspecified() || parsed.port() == 0 {
+        return Err(format!("{text:?} does not say where others reach this node; write its own address on that network"));
+    }
+    Ok(parsed)
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    let bytes = units::size(text)?;
+    if bytes < 1 << 20 {
+        return Err(format!("{text:?} is too little to hold a checkpoint; at least \"1MiB\" is possible"));
+    }
+    Ok(bytes)
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 15 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        return Err(format!("{text:?} is not an interface; `ip link` lists them, for example \"eth1\""));
+    }
+    Ok(text.to_owned())
+}
+
+fn machine_memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit).saturating_mul(info.totalram)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        let failure = check_text("node.toml", text, |_| None).unwrap_err();
+        assert_eq!(failure.code, Code::ConfigInvalid);
+        failure.message.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_example_is_right() {
+        let config = check_text("example", EXAMPLE, |_| None).unwrap();
+        assert_eq!(config.name, "alpha");
+        assert_eq!(config.memory_bytes, 8 << 30);
+        assert_eq!(config.networks.len(), 2);
+        assert_eq!(config.socket, Path::new("/var/lib/steadfast/steadfast.sock"));
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_key_and_line() {
+        let found = problems(
+            "[node]\nname = \"Alpha One\"\nadress = \"x\"\n\n[[network]]\nname = \"front\"\naddress = \"10.0.1.11:port\"\n\n[checkpoint]\nmemory = 8\n\n[chekpoint]\nmemory = \"1GiB\"\n",
+        );
+        assert_eq!(found.len(), 5, "{found:#?}");
+        assert!(found[0].starts_with("node.toml:2: node.name:") && found[0].contains("alpha-one"));
+        assert!(found[1].starts_with("node.toml:3: node.adress: unknown key"));
+        assert!(found[2].starts_with("node.toml:7: network[0].address:") && found[2].contains("10.0.1.11:7400"));
+        assert!(found[3].starts_with("node.toml:10: checkpoint.memory:") && found[3].contains("8GiB"));
+        assert!(found[4].starts_with("node.toml:12: chekpoint: unknown key") && found[4].contains("\"checkpoint\""));
+    }
+
+    #[test]
+    fn a_size_with_a_unit_of_time_says_so_and_syntax_errors_have_a_line() {
+        let found = problems("[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[checkpoint]\nmemory = \"10s\"\nx = = 1\n");
+        assert!(found.iter().any(|line| line.contains("node.toml:5:") && line.contains("is a time")), "{found:?}");
+        assert!(found.iter().any(|line| line.starts_with("node.toml:6:")), "{found:?}");
+    }
+
+    #[test]
+    fn the_environment_replaces_the_file_and_is_named_when_wrong() {
+        let variable = |name: &str| (name == "STEADFAST_CHECKPOINT_MEMORY").then(|| "1 parsec".to_owned());
+        let failure = check_text("example", EXAMPLE, variable).unwrap_err();
+        assert!(failure.message.contains("STEADFAST_CHECKPOINT_MEMORY"), "{}", failure.message);
+        let variable = |name: &str| (name == "STEADFAST_NODE_NAME").then(|| "beta".to_owned());
+        assert_eq!(check_text("example", EXAMPLE, variable).unwrap().name, "beta");
+    }
+
+    #[test]
+    fn networks_need_names_and_addresses_of_their_own() {
+        let found = problems("[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n");
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(problems("[node]\nname=\"a\"\n")[0].contains("[[network]]"));
+    }
+}

@@ -1,0 +1,20 @@
+//! Cluster tests: real agents on the test bed, with an outside witness.
+//!
+//! Each test makes a bed of its own, breaks something, and waits for conditions with generous bounds; none asserts on time. They need
+//! root, runc and a CRIU that works (`cargo xtask setup`), and fail loudly without. `support.rs` has the moves that they share.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a panic is the report; clippy knows only functions marked as tests"
+)]
+
+mod agents;
+mod bed;
+mod checkpoints;
+mod power;
+mod programs;
+mod refusals;
+mod restarts;
+mod splits;
+mod support;
+mod tokens;

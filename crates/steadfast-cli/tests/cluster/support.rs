@@ -1,0 +1,170 @@
+//! What the cluster tests share: a cluster of three with a witness, and a program that reports to it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use steadfast_cli::api::types::{Checkpoint, Container};
+use steadfast_cli::bed::witness::{REPORTER, Witness};
+use steadfast_cli::bed::{Bed, BedBuilder, Host, client_address, service_address, wait_for};
+
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_steadfast");
+/// Bound for what takes seconds on an idle machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// The lease of these tests' clusters.
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
+/// The name of the program that reports.
+pub(crate) const COUNTER: &str = "counter";
+/// The witness's port.
+pub(crate) const WITNESS_PORT: u16 = 9000;
+
+/// A cluster, its outside witness, and moves on both.
+pub(crate) struct Trial {
+    // Before the bed: its thread ends first.
+    pub(crate) witness: Witness,
+    pub(crate) bed: Bed,
+}
+
+pub(crate) fn builder() -> BedBuilder {
+    Bed::builder(BINARY).hosts(3).networks(2).lease(LEASE)
+}
+
+impl Trial {
+    /// Three members, nothing running.
+    pub(crate) fn new() -> Self {
+        Self::with(builder())
+    }
+
+    pub(crate) fn with(builder: BedBuilder) -> Self {
+        let bed = builder.build().unwrap();
+        let address = SocketAddr::from((client_address(), WITNESS_PORT));
+        let witness = Witness::listen(bed.client().udp_bind(address).unwrap()).unwrap();
+        bed.init_cluster("trial").unwrap();
+        Self { witness, bed }
+    }
+
+    /// Starts the reporting program on `host`; returns once the witness has heard it. Checkpoints are taken on demand only.
+    pub(crate) fn start_counter(&self, host: usize) {
+        let witness = client_address().to_string();
+        let port = WITNESS_PORT.to_string();
+        let address = format!("{}/24", service_address(10));
+        let node = self.bed.host(host).name();
+        let started = Instant::now();
+        #[rustfmt::skip]
+        let words = [
+            "run", "--name", COUNTER, "--node", node, "--address", &address, "--every", "never", "--",
+            "/usr/bin/python3", "-c", REPORTER, &witness, &port, "7",
+        ];
+        self.bed.host(0).steadfast_text(&words).unwrap();
+        self.wait_heard_since(started, "the program's first report");
+    }
+
+    /// A committed checkpoint of the program; the witness knows what it holds at least.
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
+        let mark = self.witness.mark();
+        assert!(mark > 0, "the program has been heard before its checkpoint is asked for");
+        let checkpoint = self.some_host().steadfast_as(&["checkpoint", COUNTER, "-o", "json"]).unwrap();
+        self.witness.commit(mark);
+        checkpoint
+    }
+
+    /// Some host whose agent runs.
+    pub(crate) fn some_host(&self) -> &Host {
+        self.bed.hosts().iter().find(|host| host.agent_pid().is_some()).expect("an agent runs somewhere")
+    }
+
+    /// The program's row as some agent shows it.
+    pub(crate) fn counter(&self) -> Container {
+        self.bed.wait_container(COUNTER, "known", |_| true).unwrap()
+    }
+
+    /// Where the program runs now.
+    pub(crate) fn owner(&self) -> &Host {
+        let container = self.bed.wait_container(COUNTER, "running", |container| container.state == "running");
+        self.bed.host_named(&container.unwrap().node).expect("a node of this bed")
+    }
+
+    /// Waits until the program runs in an epoch after `epoch` and has been heard from there.
+    pub(crate) fn wait_recovered(&self, epoch: u64) -> Container {
+        let what = format!("running in an epoch after {epoch}");
+        let recovered = self
+            .bed
+            .wait_container(COUNTER, &what, |container| {
+                container.state == "running" && container.epoch > epoch
+            })
+            .unwrap();
+        self.wait("a report from the new epoch", || {
+            self.witness.judge().last().is_some_and(|report| report.epoch > epoch).then_some(())
+        });
+        recovered
+    }
+
+    pub(crate) fn wait_heard_since(&self, instant: Instant, what: &str) {
+        self.wait(what, || self.witness.heard_since(instant).then_some(()));
+    }
+
+    /// Waits until `host` itself says that its copy of the program is frozen.
+    pub(crate) fn wait_frozen_on(&self, host: &Host) {
+        self.wait(&format!("{COUNTER} frozen on {}", host.name()), || {
+            let status = host.status().ok()?;
+            let local = status.containers.iter().find(|container| container.name == COUNTER)?;
+            (local.state == "frozen").then_some(())
+        });
+    }
+
+    /// Waits until nothing of the program is left on `host`.
+    pub(crate) fn wait_gone_from(&self, host: &Host) {
+        self.wait(&format!("the end of the old copy on {}", host.name()), || {
+            counter_processes(host).is_empty().then_some(())
+        });
+    }
+
+    /// [`wait_for`] with this suite's bound; a failure panics, and the bed prints its agents' logs.
+    pub(crate) fn wait<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+        wait_for(what, PATIENCE, condition).unwrap()
+    }
+
+    /// Power for `host` again, its agent started, and all members in the view of everybody.
+    pub(crate) fn bring_back(&self, host: &Host) {
+        host.power_on().unwrap();
+        host.start_agent().unwrap();
+        host.wait_ready().unwrap();
+        self.bed.wait_members(self.bed.hosts().len()).unwrap();
+    }
+
+    /// The cluster's word on everything that lasts: what a refused request must leave as it was.
+    pub(crate) fn lasting_state(&self) -> String {
+        let host = self.some_host();
+        let mut nodes = host.nodes().unwrap();
+        nodes.sort_by(|left, right| left.name.cmp(&right.name));
+        let nodes: Vec<_> =
+            nodes.into_iter().map(|node| (node.name, node.id, node.state, node.containers)).collect();
+        let mut containers = host.containers().unwrap();
+        containers.sort_by(|left, right| left.name.cmp(&right.name));
+        let containers: Vec<_> = containers
+            .into_iter()
+            .map(|row| {
+                (
+                    row.name,
+                    row.id,
+                    row.node,
+                    row.state,
+                    row.epoch,
+                    row.revision,
+                    row.latest.map(|latest| latest.number),
+                )
+            })
+            .collect();
+        format!("{nodes:?}\n{containers:?}")
+    }
+}
+
+/// The processes of the reporting program on a host.
+pub(crate) fn counter_processes(host: &Host) -> Vec<u32> {
+    let is_counter = |id: &u32| {
+        let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.first().is_some_and(|word| word.ends_with(b"python3")) && words.contains(&REPORTER.as_bytes())
+    };
+    host.processes().into_iter().filter(is_counter).collect()
+}

@@ -1,0 +1,54 @@
+//! LIVE-AGAIN: once faults end, every node is a member again and every container is where its row says, running and
+//! not frozen, within a bound.
+//!
+//! This is the second phase of a run. What a container may be instead of running is what its user asked for or what
+//! was truly lost.
+
+use steadfast_proto::catalog::{ContainerRow, ContainerState, Desired};
+
+use crate::shims::State;
+use crate::world::World;
+
+/// What is not yet as it should be, if anything.
+pub(crate) fn unsettled(world: &World) -> Option<String> {
+    let Some((_, view)) = world.catalog.view() else { return Some("there is no view".to_owned()) };
+    for host in &world.hosts {
+        let Some(agent) = &host.agent else { return Some(format!("{:?} has no agent", host.node)) };
+        if view.members.get(&host.node) != Some(&agent.incarnation) {
+            return Some(format!("{:?} is no member as {:?}", host.node, agent.incarnation));
+        }
+        if agent.node.installed().map(|installed| installed.id) != Some(view.id) {
+            return Some(format!("{:?} has not installed view {}", host.node, view.id));
+        }
+        let stray = host.shims.iter().find(|(id, shim)| {
+            let row = world.catalog.container(**id).map(|(_, row)| row);
+            !row.is_some_and(|row| row.owner == host.node && row.epoch == shim.epoch && row.is_active())
+        });
+        if let Some((id, shim)) = stray {
+            return Some(format!("{:?} still has {id:?} {:?}", host.node, shim.epoch));
+        }
+        let kept = |manifest| {
+            world.catalog.containers().any(|(_, row)| row.checkpoints().any(|kept| kept.manifest == manifest))
+        };
+        if let Some((manifest, held)) = host.memory.iter().find(|(manifest, held)| {
+            let row = world.catalog.container(held.container).map(|(_, row)| row);
+            !kept(**manifest) && !row.is_some_and(|row| row.is_active())
+        }) {
+            return Some(format!("{:?} holds {manifest:?} of {:?} for nobody", host.node, held.container));
+        }
+    }
+    world.catalog.containers().find_map(|(_, row)| unsettled_container(world, row))
+}
+
+fn unsettled_container(world: &World, row: &ContainerRow) -> Option<String> {
+    let state = match (&row.state, row.desired) {
+        (ContainerState::Stopped(_) | ContainerState::Failed(_) | ContainerState::Lost(_), _) => return None,
+        (ContainerState::Running, Desired::Run) => {
+            let owner = world.index_of(row.owner)?;
+            world.hosts[owner].shims.get(&row.id).map(|shim| shim.state)
+        }
+        (ContainerState::Starting | ContainerState::Recovering, _) | (_, Desired::Stop { .. }) => None,
+    };
+    let runs = state == Some(State::Running);
+    (!runs).then(|| format!("{:?} is {:?} {:?}, {:?}, and there {state:?}", row.id, row.state, row.epoch, row.desired))
+}

@@ -1,0 +1,157 @@
+//! `steadfast-sim`: runs seeds on the real core and says which broke an invariant.
+//!
+//! Prints the result on stdout, one line for all seeds or one block per failure; exits with 1 when one failed. See
+//! `steadfast_sim::run` for what a seed does.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use clap::Parser;
+use steadfast_sim::run::{Options, Outcome, run};
+use steadfast_sim::world::Counts;
+
+/// How many of the first seeds run twice, to see that both runs are the same.
+const TWICE: u64 = 20;
+
+/// How many lines of a failure's trace are shown.
+const LINES_SHOWN: usize = 60;
+
+/// Runs the protocol cores in a simulated cluster with faults, and checks that its promises hold.
+#[derive(Debug, Parser)]
+#[command(name = "steadfast-sim", after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace")]
+struct Arguments {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100, value_name = "K")]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1, value_name = "S")]
+    from: u64,
+    /// Runs this one seed only.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// How many nodes every world has; each seed's own choice of 3 to 9 without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: Option<u8>,
+    /// Prints what happens, one line each.
+    #[arg(long)]
+    trace: bool,
+    /// Plants a known bug: ActOnOwnVerdict, SkipFence, DriftZero, TwoRows or ThawWithoutFreshLease.
+    #[arg(long, value_name = "NAME", value_parser = flaw)]
+    flaw: Option<Flaw>,
+    /// How many seeds run at once.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: u8,
+}
+
+#[cfg(feature = "planted-flaws")]
+type Flaw = steadfast_proto::flaw::Flaw;
+
+/// Without the feature there is no flaw to plant.
+#[cfg(not(feature = "planted-flaws"))]
+type Flaw = std::convert::Infallible;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.seed.is_some() { one(&arguments) } else { many(&arguments) }
+}
+
+fn one(arguments: &Arguments) -> ExitCode {
+    plant(arguments.flaw);
+    let outcome = run(options(arguments, arguments.seed.unwrap_or(1), arguments.trace));
+    outcome.lines.iter().for_each(|line| println!("{line}"));
+    println!("{outcome}");
+    println!("{}", summary(1, &outcome.counts));
+    if outcome.violation.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let total = Mutex::new((0u64, Counts::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(|| {
+                plant(arguments.flaw);
+                while !failed.load(Ordering::Relaxed) {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= arguments.seeds {
+                        return;
+                    }
+                    let outcome = checked(arguments, index);
+                    if outcome.violation.is_some() {
+                        failed.store(true, Ordering::Relaxed);
+                        report(arguments, &outcome);
+                    }
+                    let mut total = total.lock().expect("no thread panics while it adds");
+                    total.0 += 1;
+                    total.1.add(&outcome.counts);
+                }
+            });
+        }
+    });
+    let (seeds, counts) = total.into_inner().expect("every thread has ended");
+    println!("{}", summary(seeds, &counts));
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs a seed; the first few twice.
+fn checked(arguments: &Arguments, index: u64) -> Outcome {
+    let seed = arguments.from.wrapping_add(index);
+    let outcome = run(options(arguments, seed, false));
+    if index < TWICE {
+        let again = run(options(arguments, seed, false));
+        assert_eq!(outcome.digest, again.digest, "two runs of seed {seed} differ: the world is not deterministic");
+    }
+    outcome
+}
+
+fn report(arguments: &Arguments, outcome: &Outcome) {
+    let traced = run(options(arguments, outcome.seed, true));
+    let skipped = traced.lines.len().saturating_sub(LINES_SHOWN);
+    let lines = traced.lines.iter().skip(skipped);
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    println!("{text}{outcome}");
+}
+
+fn options(arguments: &Arguments, seed: u64, trace: bool) -> Options {
+    Options { seed, nodes: arguments.nodes.map(usize::from), trace }
+}
+
+fn summary(seeds: u64, counts: &Counts) -> String {
+    format!(
+        "{seeds} seeds  {} s simulated  {} events  {} faults  {} views  {} removals  {} recoveries  \
+         {} checkpoints  {} freezes  {} lost  {} failed",
+        counts.simulated_ns / 1_000_000_000,
+        counts.events,
+        counts.faults,
+        counts.views,
+        counts.removals,
+        counts.recoveries,
+        counts.checkpoints,
+        counts.freezes,
+        counts.lost,
+        counts.failed,
+    )
+}
+
+#[cfg(feature = "planted-flaws")]
+fn plant(flaw: Option<Flaw>) {
+    steadfast_proto::flaw::plant(flaw);
+}
+
+#[cfg(not(feature = "planted-flaws"))]
+fn plant(_: Option<Flaw>) {}
+
+#[cfg(feature = "planted-flaws")]
+fn flaw(name: &str) -> Result<Flaw, String> {
+    [Flaw::ActOnOwnVerdict, Flaw::SkipFence, Flaw::DriftZero, Flaw::TwoRows, Flaw::ThawWithoutFreshLease]
+        .into_iter()
+        .find(|flaw| format!("{flaw:?}") == name)
+        .ok_or_else(|| format!("'{name}' is no flaw; see --help for the five"))
+}
+
+#[cfg(not(feature = "planted-flaws"))]
+fn flaw(_: &str) -> Result<Flaw, String> {
+    Err("this simulator was built without flaws: add `--features planted-flaws` to cargo run".to_owned())
+}
