@@ -210,13 +210,18 @@ impl FromStr for Code {
         let upper = text.trim().to_ascii_uppercase();
         let digits = upper.strip_prefix("SF-").or_else(|| upper.strip_prefix("SF")).unwrap_or(&upper);
         let number = digits.parse::<u16>().map_err(|_| ParseCodeError(text.into()))?;
-        Code::ALL.iter().copied().find(|code| code.number() == number).ok_or_else(|| ParseCodeError(text.into()))
+        Code::ALL
+            .iter()
+            .copied()
+            .find(|code| code.number() == number)
+            .ok_or_else(|| ParseCodeError(text.into()))
     }
 }
 
 /// The page of one code, as `explain` prints it and the reference shows it.
 pub fn page(code: Code) -> String {
-    let mut page = format!("## {code}: {}\n\nExit code {}.\n\nLikely causes:\n", code.title(), code.exit().number());
+    let mut page =
+        format!("## {code}: {}\n\nExit code {}.\n\nLikely causes:\n", code.title(), code.exit().number());
     for cause in code.causes() {
         page.push_str(&format!("- {cause}\n"));
     }

@@ -26,11 +26,16 @@ pub fn start(format: LogFormat, level: Option<&str>) -> Result<(), Failure> {
         .or_else(|| std::env::var("STEADFAST_LOG").ok())
         .unwrap_or_else(|| "info,openraft=error".to_owned());
     let filter = EnvFilter::try_new(&directives).map_err(|error| {
-        Failure::new(Code::BadRequest, format!("--log {directives:?}: {error}; write for example \"debug\" or \"info,steadfast=trace\""))
+        Failure::new(
+            Code::BadRequest,
+            format!("--log {directives:?}: {error}; write for example \"debug\" or \"info,steadfast=trace\""),
+        )
     })?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let result = match format {
-        LogFormat::Plain => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Plain => {
+            builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
+        }
         LogFormat::Json => builder.json().try_init(),
     };
     // A second start in one process (tests) keeps the first.

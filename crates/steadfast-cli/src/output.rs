@@ -42,7 +42,9 @@ impl Output {
     /// Prints a command's data: the value as JSON, or what `people` makes of it.
     pub fn data<T: Serialize>(&self, value: &T, people: impl FnOnce(&T) -> String) {
         let text = match self.format {
-            Format::Json => serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("null // {error}")),
+            Format::Json => {
+                serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("null // {error}"))
+            }
             Format::Table => people(value),
         };
         line(&text);
@@ -66,12 +68,18 @@ impl Output {
     /// Says why the command ends without success: sentence, code, where to read more.
     pub fn failure(&self, failure: &Failure) {
         if self.is_json() {
-            let body = serde_json::json!({"error": {"code": failure.code.to_string(), "message": failure.message}});
+            let body =
+                serde_json::json!({"error": {"code": failure.code.to_string(), "message": failure.message}});
             self.say(&body.to_string());
             return;
         }
         self.say(&format!("error: {}", failure.message));
-        self.say(&format!("  ({}: {}; more: steadfast explain {})", failure.code, failure.code.title(), failure.code));
+        self.say(&format!(
+            "  ({}: {}; more: steadfast explain {})",
+            failure.code,
+            failure.code.title(),
+            failure.code
+        ));
     }
 
     /// Begins to show a piece of work that takes long.

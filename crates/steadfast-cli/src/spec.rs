@@ -141,7 +141,10 @@ impl RawSpec {
             problems.missing("no command is given; write it after `--`, or command = [\"python3\", \"train.py\"] in the spec");
         }
         if command.len() > WORDS_MAX {
-            problems.missing(format!("the command has {} words, at most {WORDS_MAX} are possible", command.len()));
+            problems.missing(format!(
+                "the command has {} words, at most {WORDS_MAX} are possible",
+                command.len()
+            ));
         }
         let name = match &self.name {
             Some(given) => problems.check(given, units::name),
@@ -185,7 +188,8 @@ impl RawSpec {
         };
         check_size(&spec, problems);
         // What the container crate would refuse is refused here already, before anything is written.
-        let refused = crate::agent::container_spec(&spec).and_then(|spec| spec.check().map_err(|error| error.to_string()));
+        let refused = crate::agent::container_spec(&spec)
+            .and_then(|spec| spec.check().map_err(|error| error.to_string()));
         if let Err(reason) = refused {
             problems.missing(reason);
         }
@@ -237,7 +241,8 @@ fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
         return Ok(*value);
     }
     let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-    let hint = nearest(text, names.iter().copied()).map_or_else(String::new, |near| format!("; did you mean \"{near}\"?"));
+    let hint = nearest(text, names.iter().copied())
+        .map_or_else(String::new, |near| format!("; did you mean \"{near}\"?"));
     Err(format!("{text:?} is not one of \"{}\"{hint}", names.join("\", \"")))
 }
 
@@ -247,7 +252,9 @@ fn parse_root(text: &str) -> Result<Root, String> {
     }
     match text.split_once(':') {
         Some(("bundle", path)) if path.starts_with('/') => Ok(Root::Bundle(path.to_owned())),
-        Some(("bundle", path)) => Err(format!("the bundle's path {path:?} is not whole; begin it with \"/\"")),
+        Some(("bundle", path)) => {
+            Err(format!("the bundle's path {path:?} is not whole; begin it with \"/\""))
+        }
         Some(_) | None => Err(format!("{text:?} is not a root; write \"host\" or \"bundle:/PATH\"")),
     }
 }
@@ -261,7 +268,10 @@ fn parse_every(text: &str) -> Result<Option<Duration>, String> {
 
 fn parse_protection(text: &str) -> Result<u8, String> {
     let inner = text.strip_prefix("mirror(").and_then(|rest| rest.strip_suffix(')'));
-    inner.map_or_else(|| Err(format!("{text:?} is not a protection; write for example \"mirror(2)\"")), parse_copies)
+    inner.map_or_else(
+        || Err(format!("{text:?} is not a protection; write for example \"mirror(2)\"")),
+        parse_copies,
+    )
 }
 
 fn parse_copies(text: &str) -> Result<u8, String> {
@@ -270,7 +280,8 @@ fn parse_copies(text: &str) -> Result<u8, String> {
 }
 
 fn parse_address(text: &str) -> Result<String, String> {
-    let wrong = || format!("{text:?} is not an address with prefix length; write for example \"10.0.9.5/24\"");
+    let wrong =
+        || format!("{text:?} is not an address with prefix length; write for example \"10.0.9.5/24\"");
     let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
     let address: std::net::Ipv4Addr = address.parse().map_err(|_| wrong())?;
     let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
@@ -288,7 +299,11 @@ fn parse_volume(text: &str) -> Result<Volume, String> {
     let (source, target, read_only) = match parts.as_slice() {
         [source, target] | [source, target, "rw"] => (*source, *target, false),
         [source, target, "ro"] => (*source, *target, true),
-        _ => return Err(format!("{text:?} is not a volume; write \"/SOURCE:/TARGET\" or \"/SOURCE:/TARGET:ro\"")),
+        _ => {
+            return Err(format!(
+                "{text:?} is not a volume; write \"/SOURCE:/TARGET\" or \"/SOURCE:/TARGET:ro\""
+            ));
+        }
     };
     if !source.starts_with('/') || !target.starts_with('/') || target == "/" {
         return Err(format!("{text:?} needs two whole paths; write for example \"/srv/data:/data\""));
@@ -297,13 +312,19 @@ fn parse_volume(text: &str) -> Result<Volume, String> {
 }
 
 fn parse_absolute(text: &str) -> Result<String, String> {
-    if text.starts_with('/') { Ok(text.to_owned()) } else { Err(format!("{text:?} is not a whole path; begin it with \"/\"")) }
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is not a whole path; begin it with \"/\""))
+    }
 }
 
 fn parse_user(text: &str) -> Result<String, String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:$".contains(&byte);
     if text.is_empty() || text.len() > 64 || !text.bytes().all(legal) {
-        return Err(format!("{text:?} is not a user; write a name or number, for example \"nobody\" or \"1000:1000\""));
+        return Err(format!(
+            "{text:?} is not a user; write a name or number, for example \"nobody\" or \"1000:1000\""
+        ));
     }
     Ok(text.to_owned())
 }
@@ -311,7 +332,11 @@ fn parse_user(text: &str) -> Result<String, String> {
 fn parse_cpu(text: &str) -> Result<u32, String> {
     let milli = (units::cores(text)? * 1000.0).round().clamp(1.0, 4_096_000.0);
     // A float-to-integer `as` saturates, and the clamp keeps it within range anyway.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=4,096,000 above")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to 1..=4,096,000 above"
+    )]
     Ok(milli as u32)
 }
 
@@ -327,11 +352,16 @@ fn check_size(spec: &ContainerSpec, problems: &mut Problems) {
     let words = spec.command.iter().map(String::len).sum::<usize>();
     let variables = spec.environment.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
     if words + variables > SPEC_BYTES_MAX {
-        problems.missing(format!("command and environment have {} bytes together, at most {SPEC_BYTES_MAX} are possible", words + variables));
+        problems.missing(format!(
+            "command and environment have {} bytes together, at most {SPEC_BYTES_MAX} are possible",
+            words + variables
+        ));
     }
     for text in spec.command.iter().chain(spec.environment.values()) {
         if text.contains('\0') {
-            problems.missing("a word of the command or environment contains a zero byte, which no program can be given");
+            problems.missing(
+                "a word of the command or environment contains a zero byte, which no program can be given",
+            );
         }
     }
 }
@@ -385,16 +415,27 @@ mod tests {
     fn all_problems_are_named_with_what_would_be_right() {
         let failure = of("nam = \"x\"\ncommand = \"redis\"\nevery = 10\nprotection = \"mirror(0)\"\nrestart = \"lastest\"\naddress = \"10.0.0.5\"\nvolumes = [\"data\"]\n[resources]\nmemory = \"2s\"\ncpu = \"many\"\n").unwrap_err();
         let lines: Vec<&str> = failure.message.lines().collect();
-        for expected in ["c.toml:1: nam: unknown key; did you mean \"name\"?", "c.toml:2: command:", "c.toml:3: every: \"10\" has no unit",
-            "c.toml:4: protection:", "c.toml:5: restart: \"lastest\" is not one of \"no\", \"latest\", \"fresh\"; did you mean \"latest\"?",
-            "c.toml:6: address:", "c.toml:7: volumes[0]:", "c.toml:9: resources.memory:", "c.toml:10: resources.cpu:"] {
+        for expected in [
+            "c.toml:1: nam: unknown key; did you mean \"name\"?",
+            "c.toml:2: command:",
+            "c.toml:3: every: \"10\" has no unit",
+            "c.toml:4: protection:",
+            "c.toml:5: restart: \"lastest\" is not one of \"no\", \"latest\", \"fresh\"; did you mean \"latest\"?",
+            "c.toml:6: address:",
+            "c.toml:7: volumes[0]:",
+            "c.toml:9: resources.memory:",
+            "c.toml:10: resources.cpu:",
+        ] {
             assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected} not in {lines:#?}");
         }
     }
 
     #[test]
     fn without_a_name_one_is_made_from_the_command() {
-        let flags = RawSpec { command: Some(vec![Given::flag("CMD", "/usr/bin/Redis_Server")]), ..RawSpec::default() };
+        let flags = RawSpec {
+            command: Some(vec![Given::flag("CMD", "/usr/bin/Redis_Server")]),
+            ..RawSpec::default()
+        };
         let spec = load(None, flags).unwrap();
         assert!(spec.name.starts_with("redis-server-"), "{}", spec.name);
         assert!(units::name(&spec.name).is_ok());

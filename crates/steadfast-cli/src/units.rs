@@ -9,7 +9,9 @@ use std::time::Duration;
 pub fn size(text: &str) -> Result<u64, String> {
     let trimmed = text.trim();
     if trimmed.parse::<f64>().is_ok() {
-        return Err(format!("{trimmed:?} has no unit; write for example \"{trimmed}GiB\" or \"{trimmed}MiB\""));
+        return Err(format!(
+            "{trimmed:?} has no unit; write for example \"{trimmed}GiB\" or \"{trimmed}MiB\""
+        ));
     }
     if let Ok(duration) = humantime::parse_duration(trimmed)
         && !trimmed.to_ascii_lowercase().ends_with('m')
@@ -21,7 +23,9 @@ pub fn size(text: &str) -> Result<u64, String> {
         ));
     }
     let parsed = trimmed.parse::<bytesize::ByteSize>();
-    parsed.map(|size| size.as_u64()).map_err(|_| format!("{trimmed:?} is not a size; write for example \"512MiB\" or \"8GiB\""))
+    parsed
+        .map(|size| size.as_u64())
+        .map_err(|_| format!("{trimmed:?} is not a size; write for example \"512MiB\" or \"8GiB\""))
 }
 
 /// A duration from `"10s"`, `"450ms"`, `"1h"`.
@@ -125,7 +129,11 @@ mod tests {
         assert_eq!(duration("450ms").unwrap(), Duration::from_millis(450));
         assert!(duration("10").unwrap_err().contains("\"10s\""));
         assert!(duration("8GiB").unwrap_err().contains("is a size"));
-        assert!(duration_within("1ms", Duration::from_millis(100), Duration::from_secs(9)).unwrap_err().contains("100ms"));
+        assert!(
+            duration_within("1ms", Duration::from_millis(100), Duration::from_secs(9))
+                .unwrap_err()
+                .contains("100ms")
+        );
     }
 
     #[test]

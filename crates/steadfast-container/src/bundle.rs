@@ -143,7 +143,7 @@ fn configuration(layout: &Layout, spec: &Spec, foreign: &Foreign) -> Result<Valu
                 { "type": "mount" },
             ],
             // Folders are masked by a tmpfs each, which every image would have to carry: only what leaks is listed.
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     }))

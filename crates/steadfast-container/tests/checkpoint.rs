@@ -7,7 +7,8 @@ mod common;
 use std::{fs, path::PathBuf};
 
 use common::{
-    Leases, World, create, eventually, exec, isolated, output, shell, spec, wait_output, wait_running,
+    DRIFT_NS, Leases, World, create, eventually, exec, isolated, output, shell, spec, wait_output,
+    wait_running,
 };
 use steadfast_container::{
     CheckpointError, Container, FREEZE_MAX_NS, Host, Obstacle, RestoreMode, Spec, State, boottime_ns,

@@ -54,7 +54,8 @@ pub fn recover(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Can
     Plan::Commit(Box::new(next))
 }
 
-/// The next row after `owner` failed to start or restore it because of `reason`: another node's turn, or the end.
+/// The next row after its owner failed to start or restore it because of `reason`: another node's turn, or the end.
+/// While every holder of its checkpoint is away nobody can restore it, and its owner waits for one of them.
 pub fn failed(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Candidate], reason: &str) -> ContainerRow {
     let mut tried = row.clone();
     tried.tried.insert(row.owner);
@@ -65,6 +66,10 @@ pub fn failed(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Cand
         return *next;
     }
     tried.epoch = row.epoch.next();
+    if row.state == ContainerState::Recovering && holders_are_away(row, members) {
+        tried.tried.clear();
+        return tried;
+    }
     tried.state = ContainerState::Failed(reason.to_owned());
     tried
 }
@@ -101,14 +106,23 @@ pub fn restarted(row: &ContainerRow) -> ContainerRow {
     next
 }
 
-/// The row once its owner has it running.
+/// Whether its checkpoint has copies, and no member holds one.
+pub fn holders_are_away(row: &ContainerRow, members: &BTreeSet<NodeId>) -> bool {
+    let checkpoint = row.restore_from().filter(|checkpoint| !checkpoint.copies.is_empty());
+    checkpoint.is_some_and(|checkpoint| checkpoint.copies.is_disjoint(members))
+}
+
+/// The row once its owner has it running. The checkpoint that it goes on from is its latest then: one that was
+/// passed over must not come back at the next loss.
 pub fn running(row: &ContainerRow) -> ContainerRow {
-    ContainerRow {
-        state: ContainerState::Running,
-        tried: BTreeSet::new(),
-        restore_number: None,
-        ..row.clone()
+    let mut next = row.clone();
+    next.state = ContainerState::Running;
+    next.tried.clear();
+    let number = next.restore_number.take();
+    if number.is_some() && next.parent.as_ref().map(|parent| parent.number) == number {
+        std::mem::swap(&mut next.latest, &mut next.parent);
     }
+    next
 }
 
 /// The row without `node` among the holders of checkpoints that `node` no longer has: what a node that lost its

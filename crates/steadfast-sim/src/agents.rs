@@ -229,12 +229,11 @@ impl World {
         let Some(agent) = &here.agent else { return };
         let (life, scheduled) = (agent.life, agent.wake_at);
         let Some(deadline) = agent.node.deadline() else { return };
-        let (due, slow) = (here.clock.when(deadline), here.slow);
+        let due = here.clock.when(deadline);
         if scheduled.is_some_and(|at| at <= due) {
             return;
         }
-        let late = if slow > 0 { self.random.between(slow / 2, slow) } else { self.random.below(MS / 2) };
-        let at = due.max(self.now) + late;
+        let at = due.max(self.now) + self.random.below(MS / 2);
         if scheduled.is_some_and(|scheduled| scheduled <= at) {
             return;
         }

@@ -20,6 +20,10 @@ pub(crate) enum Undo {
     Resume(usize),
     Quiet(u16),
     Fast(usize),
+    /// A slow host's agent is left without a processor for a moment.
+    Starve(usize),
+    /// It gets one.
+    Feed(usize),
 }
 
 impl World {
@@ -154,7 +158,25 @@ impl World {
     /// Has a host wake its processes late; never later than the drift that a core allows for it.
     pub(crate) fn slow_down(&mut self, host: usize) {
         let lease = u64::try_from(self.scenario.lease.as_nanos()).unwrap_or(SECOND);
+        let was_slow = self.hosts[host].slow > 0;
         self.hosts[host].slow = self.random.between(lease / 50, lease / 5);
+        if !was_slow {
+            self.undo_after(0, Undo::Starve(host));
+        }
+    }
+
+    fn starve(&mut self, host: usize) {
+        let slow = self.hosts[host].slow;
+        if slow == 0 {
+            return;
+        }
+        if self.hosts[host].answers() {
+            self.pause_agent(host);
+            let starved = self.random.between(slow / 2, slow);
+            self.undo_after(starved, Undo::Feed(host));
+        }
+        let next = slow + self.random.below(2 * slow);
+        self.undo_after(next, Undo::Starve(host));
     }
 
     fn lose_power(&mut self, host: usize) {
@@ -213,6 +235,8 @@ impl World {
                 self.networks.extra_delay[usize::from(network)] = 0;
             }
             Undo::Fast(host) => self.hosts[host].slow = 0,
+            Undo::Starve(host) => self.starve(host),
+            Undo::Feed(host) => self.resume_agent(host),
         }
     }
 

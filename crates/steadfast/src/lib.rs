@@ -1,5 +1,6 @@
 //! Placeholder until the first module lands.
 
+mod buffers;
 pub mod catalog;
 pub mod envelope;
 pub mod identity;

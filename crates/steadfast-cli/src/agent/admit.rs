@@ -44,19 +44,32 @@ impl Inviter {
     pub(crate) async fn invite(&self, request: InviteRequest) -> Result<Invitation, Failure> {
         let name = units::name(&request.name).map_err(|message| Failure::new(Code::NameInvalid, message))?;
         let valid = request.valid.as_deref().unwrap_or("1h");
-        let valid = units::duration_within(valid, VALID_MIN, VALID_MAX).map_err(|message| Failure::new(Code::BadRequest, format!("valid: {message}")))?;
+        let valid = units::duration_within(valid, VALID_MIN, VALID_MAX)
+            .map_err(|message| Failure::new(Code::BadRequest, format!("valid: {message}")))?;
         self.authority()?;
         let nodes: Vec<(NodeRow, u64)> = self.rows.all("node/").await?;
         if nodes.iter().any(|(row, _)| row.name == name) {
-            return Err(Failure::new(Code::NameTaken, format!("a node named {name} belongs to the cluster already; choose another name")));
+            return Err(Failure::new(
+                Code::NameTaken,
+                format!("a node named {name} belongs to the cluster already; choose another name"),
+            ));
         }
         if nodes.len() >= NODES_MAX {
-            return Err(Failure::new(Code::BadRequest, format!("the cluster has {} nodes, and more are not possible", nodes.len())));
+            return Err(Failure::new(
+                Code::BadRequest,
+                format!("the cluster has {} nodes, and more are not possible", nodes.len()),
+            ));
         }
         let expires_unix_s = unix_s().saturating_add(valid.as_secs().max(1));
         let addresses = self.inviting_addresses(&nodes);
-        let token = Token::new(self.membership.cluster_id(), &name, fingerprint(&self.membership.ca_certificate), addresses, expires_unix_s)
-            .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        let token = Token::new(
+            self.membership.cluster_id(),
+            &name,
+            fingerprint(&self.membership.ca_certificate),
+            addresses,
+            expires_unix_s,
+        )
+        .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
         self.store(&name, &token, expires_unix_s).await?;
         Ok(Invitation { name, token: token.encode(), expires_unix_ms: expires_unix_s.saturating_mul(1000) })
     }
@@ -66,28 +79,49 @@ impl Inviter {
         let key = Key::Invite(name.to_owned());
         // A second invitation of one name replaces the first, whose token is then worth nothing.
         let version = invites.iter().find(|(row, _)| row.name == name).map_or(0, |(_, version)| *version);
-        let row = InviteRow { name: name.to_owned(), secret: Digest(token.secret_hash()), expires_unix_s, taken: None };
+        let row = InviteRow {
+            name: name.to_owned(),
+            secret: Digest(token.secret_hash()),
+            expires_unix_s,
+            taken: None,
+        };
         let mut txn = Txn::compare_and_set(key.encode(), version, rows::encode(&row)?);
         // Expired ones make room; taken ones answer a second use with its own sentence until then.
         let expired = invites.iter().filter(|(row, _)| row.expires_unix_s < unix_s() && row.name != name);
         let surplus = (invites.len() + 1).saturating_sub(INVITES_MAX);
-        let removed: Vec<String> = expired.take(surplus.min(64)).map(|(row, _)| Key::Invite(row.name.clone()).encode()).collect();
+        let removed: Vec<String> =
+            expired.take(surplus.min(64)).map(|(row, _)| Key::Invite(row.name.clone()).encode()).collect();
         if removed.len() < surplus {
-            return Err(Failure::new(Code::BadRequest, format!("{} invitations are open; let some expire first", invites.len())));
+            return Err(Failure::new(
+                Code::BadRequest,
+                format!("{} invitations are open; let some expire first", invites.len()),
+            ));
         }
         txn.puts.extend(removed.into_iter().map(|key| (key, None)));
         if self.rows.commit(txn).await?.succeeded {
             return Ok(());
         }
-        Err(Failure::new(Code::NameTaken, format!("{name} was invited by somebody else at the same moment; try again")))
+        Err(Failure::new(
+            Code::NameTaken,
+            format!("{name} was invited by somebody else at the same moment; try again"),
+        ))
     }
 
     /// Takes up an invitation for the node that asks.
     pub(crate) async fn answer(&self, request: JoinRequest) -> Result<JoinReply, Failure> {
         if request.cluster != self.membership.cluster_id().to_string() {
-            return Err(Failure::new(Code::WrongCluster, format!("the token is of cluster {}, and this node is of {}", request.cluster, self.membership.cluster_id())));
+            return Err(Failure::new(
+                Code::WrongCluster,
+                format!(
+                    "the token is of cluster {}, and this node is of {}",
+                    request.cluster,
+                    self.membership.cluster_id()
+                ),
+            ));
         }
-        let node: NodeId = request.node.parse().map_err(|error: steadfast_proto::ids::ParseIdError| Failure::new(Code::BadRequest, error.to_string()))?;
+        let node: NodeId = request.node.parse().map_err(|error: steadfast_proto::ids::ParseIdError| {
+            Failure::new(Code::BadRequest, error.to_string())
+        })?;
         self.check_networks(&request)?;
         let authority = self.authority()?;
         let certificate = authority.issue(node, &request.public_key).map_err(|error| tls_failure(&error))?;
@@ -114,24 +148,37 @@ impl Inviter {
         let key = Key::Invite(name.clone());
         let found: Option<(InviteRow, u64)> = self.rows.get(&key).await?;
         let Some((invite, version)) = found else {
-            return Err(Failure::new(Code::NotAllowed, format!("nobody invited {name:?}; make a token with `steadfast invite {name}`")));
+            return Err(Failure::new(
+                Code::NotAllowed,
+                format!("nobody invited {name:?}; make a token with `steadfast invite {name}`"),
+            ));
         };
         if !same_secret(&invite.secret.0, &hash_secret(&request.secret)) {
-            return Err(Failure::new(Code::TokenUsed, format!("the token for {name} is not valid any more: a newer one was made for the same name")));
+            return Err(Failure::new(
+                Code::TokenUsed,
+                format!("the token for {name} is not valid any more: a newer one was made for the same name"),
+            ));
         }
         if let Some(taken) = &invite.taken {
             return already_taken(name, taken, node, &request.fingerprint);
         }
         if invite.expires_unix_s <= unix_s() {
-            return Err(Failure::new(Code::TokenExpired, format!("the token for {name} has expired; make another with `steadfast invite {name}`")));
+            return Err(Failure::new(
+                Code::TokenExpired,
+                format!("the token for {name} has expired; make another with `steadfast invite {name}`"),
+            ));
         }
         if let Some((row, _)) = self.rows.get::<NodeRow>(&Key::Node(node)).await? {
             return Err(Failure::new(
                 Code::AlreadyMember,
-                format!("this node's identity belongs to {} of the cluster already; a copied data folder must be emptied before it joins", row.name),
+                format!(
+                    "this node's identity belongs to {} of the cluster already; a copied data folder must be emptied before it joins",
+                    row.name
+                ),
             ));
         }
-        let taken = InviteRow { taken: Some(Taken { node, fingerprint: request.fingerprint.clone() }), ..invite };
+        let taken =
+            InviteRow { taken: Some(Taken { node, fingerprint: request.fingerprint.clone() }), ..invite };
         let row = NodeRow {
             id: node,
             name: name.clone(),
@@ -145,7 +192,10 @@ impl Inviter {
         };
         let txn = Txn {
             compare: vec![(key.encode(), version), (Key::Node(node).encode(), 0)],
-            puts: vec![(key.encode(), Some(rows::encode(&taken)?)), (Key::Node(node).encode(), Some(rows::encode(&row)?))],
+            puts: vec![
+                (key.encode(), Some(rows::encode(&taken)?)),
+                (Key::Node(node).encode(), Some(rows::encode(&row)?)),
+            ],
         };
         if self.rows.commit(txn).await?.succeeded {
             tracing::info!(%node, name, "an invitation was taken up");
@@ -153,8 +203,13 @@ impl Inviter {
         }
         // Somebody was faster: what is there now says who.
         match self.rows.get::<InviteRow>(&key).await? {
-            Some((InviteRow { taken: Some(taken), .. }, _)) => already_taken(name, &taken, node, &request.fingerprint),
-            Some(_) | None => Err(Failure::new(Code::TokenUsed, format!("the invitation of {name} changed meanwhile; make another token"))),
+            Some((InviteRow { taken: Some(taken), .. }, _)) => {
+                already_taken(name, &taken, node, &request.fingerprint)
+            }
+            Some(_) | None => Err(Failure::new(
+                Code::TokenUsed,
+                format!("the invitation of {name} changed meanwhile; make another token"),
+            )),
         }
     }
 
@@ -165,18 +220,33 @@ impl Inviter {
         if theirs != ours {
             return Err(Failure::new(
                 Code::ConfigInvalid,
-                format!("the cluster's networks are {}, in this order, and the new node's [[network]] sections are {}; make them the same", ours.join(", "), theirs.join(", ")),
+                format!(
+                    "the cluster's networks are {}, in this order, and the new node's [[network]] sections are {}; make them the same",
+                    ours.join(", "),
+                    theirs.join(", ")
+                ),
             ));
         }
         let mut seen = BTreeSet::new();
         for (name, address) in &request.networks {
             let taken = self.rows.all_stale::<NodeRow>("node/").into_iter().map(|(row, _)| row);
-            let taken = taken.filter(|row| row.id.to_string() != request.node && row.addresses.iter().any(|(_, other)| other == address));
+            let taken = taken.filter(|row| {
+                row.id.to_string() != request.node && row.addresses.iter().any(|(_, other)| other == address)
+            });
             if let Some(row) = taken.into_iter().next() {
-                return Err(Failure::new(Code::ConfigInvalid, format!("the address {address} of network {name} belongs to {}; give the new node its own", row.name)));
+                return Err(Failure::new(
+                    Code::ConfigInvalid,
+                    format!(
+                        "the address {address} of network {name} belongs to {}; give the new node its own",
+                        row.name
+                    ),
+                ));
             }
             if !seen.insert(*address) {
-                return Err(Failure::new(Code::ConfigInvalid, format!("the address {address} is given for two networks")));
+                return Err(Failure::new(
+                    Code::ConfigInvalid,
+                    format!("the address {address} is given for two networks"),
+                ));
             }
         }
         Ok(())
@@ -184,9 +254,13 @@ impl Inviter {
 
     fn authority(&self) -> Result<Authority, Failure> {
         let Some(key) = &self.membership.ca_key else {
-            return Err(Failure::new(Code::NotAllowed, "this node does not hold the cluster's authority; invite from another node"));
+            return Err(Failure::new(
+                Code::NotAllowed,
+                "this node does not hold the cluster's authority; invite from another node",
+            ));
         };
-        Authority::load(self.membership.cluster_id(), &self.membership.ca_certificate, key).map_err(|error| tls_failure(&error))
+        Authority::load(self.membership.cluster_id(), &self.membership.ca_certificate, key)
+            .map_err(|error| tls_failure(&error))
     }
 
     /// This node's addresses first, then other nodes', as many as a token holds.
@@ -207,13 +281,19 @@ fn already_taken(name: &str, taken: &Taken, node: NodeId, fingerprint: &str) -> 
     if taken.node != node {
         return Err(Failure::new(
             Code::TokenUsed,
-            format!("the token for {name} was used by node {} already; make one token per node: `steadfast invite NAME`", taken.node),
+            format!(
+                "the token for {name} was used by node {} already; make one token per node: `steadfast invite NAME`",
+                taken.node
+            ),
         ));
     }
     if taken.fingerprint != fingerprint {
         return Err(Failure::new(
             Code::IdentityCloned,
-            format!("node {node} joined as {name} from a machine with fingerprint {}, and this one has {fingerprint}: its data folder is a copy; empty it and join anew", taken.fingerprint),
+            format!(
+                "node {node} joined as {name} from a machine with fingerprint {}, and this one has {fingerprint}: its data folder is a copy; empty it and join anew",
+                taken.fingerprint
+            ),
         ));
     }
     // The joiner crashed before it stored the answer.

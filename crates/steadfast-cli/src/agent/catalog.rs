@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use steadfast::catalog::{
-    BoxFuture, Catalog, Embedded, EmbeddedConfig, InitializeError, Member, OpenError, RaftNodeId, Role, StoreError,
-    Timings, Transport, TransportError, Txn,
+    BoxFuture, Catalog, Embedded, EmbeddedConfig, InitializeError, Member, OpenError, RaftNodeId, Role,
+    StoreError, Timings, Transport, TransportError, Txn,
 };
 use steadfast::net::rpc::{Class, Peers, RpcError, Services};
 use steadfast_proto::catalog::{ClusterRow, Key, NodeRow, View};
@@ -59,10 +59,18 @@ impl PeersTransport {
 }
 
 impl Transport for PeersTransport {
-    fn call(&self, to: RaftNodeId, request: Bytes, timeout: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+    fn call(
+        &self,
+        to: RaftNodeId,
+        request: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         Box::pin(async move {
             let Some(node) = self.node(to) else {
-                return Err(TransportError::Unreachable { to, reason: "its address is not known here yet".to_owned() });
+                return Err(TransportError::Unreachable {
+                    to,
+                    reason: "its address is not known here yet".to_owned(),
+                });
             };
             let answer = self.peers.call(node, Class::Raft, SERVICE_ENGINE, request, timeout).await;
             answer.map_err(|error| {
@@ -162,16 +170,24 @@ pub(crate) fn offer_admission(services: &Services, embedded: &Embedded) {
 }
 
 async fn admit(engine: &Embedded, peer: NodeId, request: &[u8]) -> Result<Bytes, String> {
-    let request: AdmitRequest = serde_json::from_slice(request).map_err(|error| format!("not a request for admission: {error}"))?;
+    let request: AdmitRequest =
+        serde_json::from_slice(request).map_err(|error| format!("not a request for admission: {error}"))?;
     let row = engine.get(Key::Node(peer).encode()).await.map_err(|error| error.to_string())?;
-    let row = row.ok_or_else(|| format!("node {peer} has no row in the catalog; it must join with a token first"))?;
+    let row =
+        row.ok_or_else(|| format!("node {peer} has no row in the catalog; it must join with a token first"))?;
     let row: NodeRow = steadfast_proto::catalog::decode_row(&row.value).map_err(|error| error.to_string())?;
     if row.engine_id != request.engine_id {
-        return Err(format!("node {peer} asks under number {}, and its row says {}", request.engine_id, row.engine_id));
+        return Err(format!(
+            "node {peer} asks under number {}, and its row says {}",
+            request.engine_id, row.engine_id
+        ));
     }
     let status = engine.status();
     if !status.voters.contains_key(&row.engine_id) && !status.learners.contains_key(&row.engine_id) {
-        engine.add_learner(row.engine_id, Member::new(request.addresses)).await.map_err(|error| error.to_string())?;
+        engine
+            .add_learner(row.engine_id, Member::new(request.addresses))
+            .await
+            .map_err(|error| error.to_string())?;
     }
     if engine.status().voters.len() < VOTERS_MAX {
         engine.promote(row.engine_id).await.map_err(|error| error.to_string())?;
@@ -180,14 +196,22 @@ async fn admit(engine: &Embedded, peer: NodeId, request: &[u8]) -> Result<Bytes,
 }
 
 /// Asks known nodes for admission until this node votes, or holds a copy where there are voters enough.
-pub(crate) async fn seek_admission(embedded: Embedded, peers: Peers, hints: Vec<Hint>, addresses: Vec<String>, own: NodeId) {
+pub(crate) async fn seek_admission(
+    embedded: Embedded,
+    peers: Peers,
+    hints: Vec<Hint>,
+    addresses: Vec<String>,
+    own: NodeId,
+) {
     let request = AdmitRequest { engine_id: engine_id(own), addresses };
     let Ok(body) = serde_json::to_vec(&request) else { return };
     loop {
         let status = embedded.status();
         let settled = match status.role {
             Role::Leader | Role::Follower | Role::Candidate => true,
-            Role::Learner => status.learners.contains_key(&request.engine_id) && status.voters.len() >= VOTERS_MAX,
+            Role::Learner => {
+                status.learners.contains_key(&request.engine_id) && status.voters.len() >= VOTERS_MAX
+            }
             Role::Closed => return,
         };
         if settled && (status.voters.contains_key(&request.engine_id) || status.voters.len() >= VOTERS_MAX) {
@@ -224,17 +248,25 @@ where
             if row.fingerprint == fingerprint || !hears(peer).await {
                 return Ok(Bytes::new());
             }
-            Err(format!("{} lives on a machine with fingerprint {} already, and this one has {fingerprint}", row.name, row.fingerprint))
+            Err(format!(
+                "{} lives on a machine with fingerprint {} already, and this one has {fingerprint}",
+                row.name, row.fingerprint
+            ))
         })
     });
 }
 
 /// Asks the others whether somebody lives under this node's identity; refuses to start then (4.5, ClonedIdentity).
 pub(crate) async fn refuse_clone(peers: &Peers, others: &[NodeId], fingerprint: &str) -> Result<(), Failure> {
-    let asked = others.iter().map(|other| peers.call(*other, Class::Control, SERVICE_GREET, fingerprint.as_bytes().to_vec(), GREET_TIMEOUT));
+    let asked = others.iter().map(|other| {
+        peers.call(*other, Class::Control, SERVICE_GREET, fingerprint.as_bytes().to_vec(), GREET_TIMEOUT)
+    });
     for answer in futures_util::future::join_all(asked).await {
         if let Err(RpcError::Refused { reason, .. }) = answer {
-            return Err(Failure::new(Code::IdentityCloned, format!("{reason}: this data folder is a copy; empty it and join anew")));
+            return Err(Failure::new(
+                Code::IdentityCloned,
+                format!("{reason}: this data folder is a copy; empty it and join anew"),
+            ));
         }
     }
     Ok(())

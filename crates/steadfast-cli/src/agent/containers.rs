@@ -10,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use steadfast::node::{NodeHandle, Report};
-use steadfast_container::{BridgeConfig, Container, Event, Host, HostConfig, RestoreMode, ShimError, Spec, State};
+use steadfast_container::{
+    BridgeConfig, Container, Event, Host, HostConfig, RestoreMode, ShimError, Spec, State,
+};
 use steadfast_proto::catalog::{ContainerRow, ContainerSpec, Exit, Root};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::Outcome;
@@ -61,7 +63,11 @@ struct Renewal {
 
 impl Containers {
     /// Prepares this machine for containers.
-    pub(crate) async fn open(config: &Config, machine: &Machine, id: NodeId) -> Result<Arc<Containers>, Failure> {
+    pub(crate) async fn open(
+        config: &Config,
+        machine: &Machine,
+        id: NodeId,
+    ) -> Result<Arc<Containers>, Failure> {
         let images = config.container.run.join("images");
         let host_config = HostConfig {
             scope: format!("sf-{}", id.to_string().chars().take(13).collect::<String>()),
@@ -71,7 +77,11 @@ impl Containers {
             runc: machine.runc.clone(),
             criu: machine.criu_program.clone(),
             shim: vec!["/proc/self/exe".into(), "shim".into()],
-            bridge: config.container.bridge.clone().map(|name| BridgeConfig { name, uplink: config.container.uplink.clone() }),
+            bridge: config
+                .container
+                .bridge
+                .clone()
+                .map(|name| BridgeConfig { name, uplink: config.container.uplink.clone() }),
             log_bytes_max: LOG_BYTES_MAX,
             log_files_max: LOG_FILES_MAX,
             hidden: vec![config.data.clone(), config.memory_folder.clone()],
@@ -224,7 +234,8 @@ impl Containers {
         container: Container,
         bringing: Option<(Report, Option<PathBuf>)>,
     ) -> Result<(), Failure> {
-        lock(&self.here).insert(id, Here { container: container.clone(), epoch, state: "starting".to_owned() });
+        lock(&self.here)
+            .insert(id, Here { container: container.clone(), epoch, state: "starting".to_owned() });
         let mut watcher = Watcher { containers: Arc::clone(self), id, epoch, container, bringing };
         thread("container", move || watcher.run())
     }
@@ -420,5 +431,7 @@ fn clear_images(images: &Path, adopted: &[Container]) {
 
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-    started.map(drop).map_err(|error| Failure::new(Code::DiskFailed, format!("no thread could be started: {error}")))
+    started
+        .map(drop)
+        .map_err(|error| Failure::new(Code::DiskFailed, format!("no thread could be started: {error}")))
 }

@@ -42,8 +42,12 @@ impl Agent {
         if request.command.first().is_none_or(String::is_empty) {
             return Err(Failure::new(Code::BadRequest, "command is empty; name the program to run"));
         }
-        let Some(container) = self.containers.as_ref().and_then(|containers| containers.handle(row.id)) else {
-            return Err(Failure::new(Code::WrongState, format!("{name} does not run, so nothing can be run in it; `steadfast ps` shows its state")));
+        let Some(container) = self.containers.as_ref().and_then(|containers| containers.handle(row.id))
+        else {
+            return Err(Failure::new(
+                Code::WrongState,
+                format!("{name} does not run, so nothing can be run in it; `steadfast ps` shows its state"),
+            ));
         };
         Ok(Running { container, request })
     }

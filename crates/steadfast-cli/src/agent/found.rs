@@ -32,7 +32,8 @@ pub struct Founded {
 
 /// Makes the cluster.
 pub async fn init(config: &Config, name: &str, lease: Duration) -> Result<Founded, Failure> {
-    let name = units::name(name).map_err(|message| Failure::new(Code::NameInvalid, format!("the cluster's name {message}")))?;
+    let name = units::name(name)
+        .map_err(|message| Failure::new(Code::NameInvalid, format!("the cluster's name {message}")))?;
     let mut identity = state::open(&config.data)?;
     state::refuse_member(&identity)?;
     let cluster = ClusterId(uuid::Uuid::new_v4().as_u128());

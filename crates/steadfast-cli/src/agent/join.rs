@@ -104,28 +104,49 @@ fn check_expiry(token: &Token) -> Result<(), Failure> {
     let ago = std::time::Duration::from_secs(now.saturating_sub(expired_unix_s));
     let ago = crate::units::human_duration(ago);
     let name = &token.name;
-    let message = format!("the token for {name} expired {ago} ago; make another with `steadfast invite {name}`");
+    let message =
+        format!("the token for {name} expired {ago} ago; make another with `steadfast invite {name}`");
     Err(Failure::new(Code::TokenExpired, message))
 }
 
 async fn ask(token: &Token, request: &JoinRequest) -> Result<JoinReply, Failure> {
     let stream = connect_join(&token.addresses, token.ca_fingerprint).await.map_err(|error| match error {
-        JoinConnectError::Connect(_) => Failure::new(Code::PeerUnreachable, format!("{error}; is the agent that made the token running, and is it of that cluster?")),
+        JoinConnectError::Connect(_) => Failure::new(
+            Code::PeerUnreachable,
+            format!("{error}; is the agent that made the token running, and is it of that cluster?"),
+        ),
         JoinConnectError::Tls(_) => Failure::new(Code::Internal, error.to_string()),
     })?;
-    let broken = |error: String| Failure::new(Code::PeerUnreachable, format!("the inviting node did not answer ({error}); run the same command again"));
+    let broken = |error: String| {
+        Failure::new(
+            Code::PeerUnreachable,
+            format!("the inviting node did not answer ({error}); run the same command again"),
+        )
+    };
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| broken(error.to_string()))?;
     tokio::spawn(connection);
-    let body = serde_json::to_vec(request).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-    let http = Request::post("/v1/join").header("host", "steadfast").header("content-type", "application/json");
-    let http = http.body(Full::new(Bytes::from(body))).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    let body =
+        serde_json::to_vec(request).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    let http =
+        Request::post("/v1/join").header("host", "steadfast").header("content-type", "application/json");
+    let http = http
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
     let response = sender.send_request(http).await.map_err(|error| broken(error.to_string()))?;
     let accepted = response.status().is_success();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| broken(error.to_string()))?;
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| broken(error.to_string()))?;
     let body = body.to_bytes();
     if accepted {
-        return serde_json::from_slice(&body).map_err(|error| Failure::new(Code::BadRequest, format!("the inviting node's answer can't be understood ({error}); has it another version?")));
+        return serde_json::from_slice(&body).map_err(|error| {
+            Failure::new(
+                Code::BadRequest,
+                format!("the inviting node's answer can't be understood ({error}); has it another version?"),
+            )
+        });
     }
     let refusal: ErrorBody = serde_json::from_slice(&body).map_err(|error| broken(error.to_string()))?;
     Err(Failure::new(refusal.code.parse().unwrap_or(Code::Internal), refusal.message))
@@ -133,15 +154,27 @@ async fn ask(token: &Token, request: &JoinRequest) -> Result<JoinReply, Failure>
 
 fn store(identity: &mut Identity, token: &Token, key: &NodeKey, reply: JoinReply) -> Result<Joined, Failure> {
     if fingerprint(&reply.ca_certificate) != token.ca_fingerprint {
-        return Err(Failure::new(Code::WrongCluster, "the inviting node handed out another certificate authority than the token names; nothing was stored"));
+        return Err(Failure::new(
+            Code::WrongCluster,
+            "the inviting node handed out another certificate authority than the token names; nothing was stored",
+        ));
     }
     Credentials::new(identity.node(), &reply.ca_certificate, &reply.node_certificate, &key.private_pkcs8())
-        .map_err(|error| Failure::new(Code::WrongCluster, format!("the certificate that the inviting node made can't be used: {error}")))?;
+        .map_err(|error| {
+        Failure::new(
+            Code::WrongCluster,
+            format!("the certificate that the inviting node made can't be used: {error}"),
+        )
+    })?;
     let membership = Membership {
         cluster: token.cluster().0,
         cluster_name: reply.cluster_name.clone(),
         node_name: reply.node_name.clone(),
-        cluster_keys: reply.cluster_keys.into_iter().map(|(epoch, secret)| ClusterKey::new(epoch, secret)).collect(),
+        cluster_keys: reply
+            .cluster_keys
+            .into_iter()
+            .map(|(epoch, secret)| ClusterKey::new(epoch, secret))
+            .collect(),
         ca_certificate: reply.ca_certificate,
         ca_key: reply.ca_key,
         node_certificate: reply.node_certificate,

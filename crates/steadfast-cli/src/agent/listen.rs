@@ -38,13 +38,20 @@ pub(crate) fn api(path: &Path, router: Router) -> Result<Served, Failure> {
         std::fs::create_dir_all(folder).map_err(|error| disk("make the folder", folder, &error))?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(Failure::new(Code::StateInUse, format!("another agent answers at {}; stop it, or give this one its own `data` folder", path.display())));
+        return Err(Failure::new(
+            Code::StateInUse,
+            format!(
+                "another agent answers at {}; stop it, or give this one its own `data` folder",
+                path.display()
+            ),
+        ));
     }
     // Made under another name with the right mode, so that nobody else can connect for even a moment.
     let fresh = path.with_extension("new");
     let _ = std::fs::remove_file(&fresh);
     let listener = UnixListener::bind(&fresh).map_err(|error| disk("listen at", path, &error))?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(|error| disk("protect", &fresh, &error))?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))
+        .map_err(|error| disk("protect", &fresh, &error))?;
     std::fs::rename(&fresh, path).map_err(|error| disk("make", path, &error))?;
     let task = tokio::spawn(async move {
         loop {
@@ -87,7 +94,8 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let service = TowerToHyperService::new(router);
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.with_upgrades().await {
         tracing::debug!(%error, "an API connection broke off");
     }

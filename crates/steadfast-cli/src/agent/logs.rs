@@ -43,7 +43,10 @@ impl Agent {
         tail: Option<u32>,
     ) -> Result<BoxStream<'static, Result<LogLine, Failure>>, Failure> {
         let Some(containers) = &self.containers else {
-            return Err(Failure::new(Code::WrongState, format!("the node of {} runs no containers", row.spec.name)));
+            return Err(Failure::new(
+                Code::WrongState,
+                format!("the node of {} runs no containers", row.spec.name),
+            ));
         };
         let tail = tail.map_or(usize::MAX, |tail| usize::try_from(tail).unwrap_or(usize::MAX));
         let Some(container) = containers.handle(row.id) else {
@@ -102,7 +105,10 @@ impl Reading {
     }
 
     fn read_once(&mut self) -> Result<bool, Failure> {
-        let lines = self.reader.read().map_err(|error| Failure::new(Code::DiskFailed, format!("the log can't be read: {error}")))?;
+        let lines = self
+            .reader
+            .read()
+            .map_err(|error| Failure::new(Code::DiskFailed, format!("the log can't be read: {error}")))?;
         let found = !lines.is_empty();
         for line in lines {
             let (partial, stream) = match line.stream {
@@ -114,7 +120,9 @@ impl Reading {
                 continue;
             }
             let text = std::mem::take(partial);
-            let at = humantime::parse_rfc3339_weak(&line.time).ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+            let at = humantime::parse_rfc3339_weak(&line.time)
+                .ok()
+                .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
             self.ready.push_back(LogLine {
                 at_unix_ms: at.map_or(0, |at| u64::try_from(at.as_millis()).unwrap_or(u64::MAX)),
                 stream: stream.to_owned(),

@@ -41,7 +41,8 @@ fn usable(config: &Config) -> Result<Machine, String> {
         Some(path) => return Err(format!("`[container] runc` names {}, which is not there", path.display())),
         None => on_path("runc").ok_or("runc is not installed: apt-get install runc")?,
     };
-    let criu_program = find::find_criu(config.container.criu.as_deref()).map_err(|error| error.to_string())?;
+    let criu_program =
+        find::find_criu(config.container.criu.as_deref()).map_err(|error| error.to_string())?;
     let (major, minor, patch) = find::version(&criu_program).map_err(|error| error.to_string())?;
     Ok(Machine {
         criu: format!("{major}.{minor}.{patch}"),

@@ -11,7 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use steadfast::identity::{ClusterKey, Membership};
-use steadfast::memory::{self, FetchError, FetchRequest, Live, OpenError, Pool, ShipError, ShipRequest, Shipped};
+use steadfast::memory::{
+    self, FetchError, FetchRequest, Live, OpenError, Pool, ShipError, ShipRequest, Shipped,
+};
 use steadfast::net::rpc::{Class, Peers, Services};
 use steadfast::node::NodeHandle;
 use steadfast_container::HostFile;
@@ -54,7 +56,13 @@ pub(crate) struct Meta {
 
 impl Memory {
     /// Opens what this node lends and offers it.
-    pub(crate) async fn open(config: &Config, membership: &Membership, own: NodeId, services: &Services, peers: &Peers) -> Result<Memory, Failure> {
+    pub(crate) async fn open(
+        config: &Config,
+        membership: &Membership,
+        own: NodeId,
+        services: &Services,
+        peers: &Peers,
+    ) -> Result<Memory, Failure> {
         let (folder, budget) = (config.memory_folder.clone(), config.memory_bytes);
         std::fs::create_dir_all(&folder).map_err(|error| disk("make the folder", &folder, &error))?;
         let opened = spawn_blocking(move || Pool::open(&folder, budget)).await;
@@ -64,7 +72,13 @@ impl Memory {
             tracing::warn!(?damage, "checkpoint memory was damaged; the damaged part was dropped");
         }
         memory::register(services, &pool);
-        let inner = Inner { pool, peers: peers.clone(), own, keys: membership.cluster_keys.clone(), node: OnceLock::new() };
+        let inner = Inner {
+            pool,
+            peers: peers.clone(),
+            own,
+            keys: membership.cluster_keys.clone(),
+            node: OnceLock::new(),
+        };
         let memory = Memory { inner: Arc::new(inner) };
         let refreshed = memory.clone();
         services.register(SERVICE_REFRESH, move |_, _| {
@@ -122,7 +136,15 @@ impl Memory {
     }
 
     /// Ships an image to other nodes; when this returns their cores know that they hold it.
-    pub(crate) async fn ship(&self, image: &Path, row: &ContainerRow, number: u64, holders: Vec<NodeId>, revision: u64, meta: &Meta) -> Result<Shipped, String> {
+    pub(crate) async fn ship(
+        &self,
+        image: &Path,
+        row: &ContainerRow,
+        number: u64,
+        holders: Vec<NodeId>,
+        revision: u64,
+        meta: &Meta,
+    ) -> Result<Shipped, String> {
         let key = self.inner.keys.iter().max_by_key(|key| key.epoch).ok_or("this node has no cluster key")?;
         let request = ShipRequest {
             container: row.id,
@@ -134,7 +156,8 @@ impl Memory {
             revision,
             meta: serde_json::to_vec(meta).map_err(|error| error.to_string())?,
         };
-        let shipped = memory::ship(image, request, &self.inner.peers).await.map_err(|error| ship_words(&error))?;
+        let shipped =
+            memory::ship(image, request, &self.inner.peers).await.map_err(|error| ship_words(&error))?;
         for candidate in &shipped.passed_over {
             tracing::info!(%candidate, "a node does not hold the checkpoint");
         }
@@ -159,8 +182,14 @@ impl Memory {
         };
         let fetched = memory::fetch(request, Some(&self.inner.pool), &self.inner.peers).await;
         let fetched = fetched.map_err(|error: FetchError| error.to_string())?;
-        tracing::info!(number = checkpoint.number, local = fetched.chunks_local, remote = fetched.chunks_remote, "checkpoint fetched");
-        serde_json::from_slice(&fetched.manifest.meta).map_err(|error| format!("the checkpoint's description can't be read: {error}"))
+        tracing::info!(
+            number = checkpoint.number,
+            local = fetched.chunks_local,
+            remote = fetched.chunks_remote,
+            "checkpoint fetched"
+        );
+        serde_json::from_slice(&fetched.manifest.meta)
+            .map_err(|error| format!("the checkpoint's description can't be read: {error}"))
     }
 }
 
@@ -190,7 +219,8 @@ fn ship_words(error: &ShipError) -> String {
             None => format!("{}: {}", candidate.node, candidate.reason),
         })
         .collect();
-    let nodes = if nodes.is_empty() { "there is no other node that is well".to_owned() } else { nodes.join("; ") };
+    let nodes =
+        if nodes.is_empty() { "there is no other node that is well".to_owned() } else { nodes.join("; ") };
     format!("not enough checkpoint memory on other nodes: {} are needed; {nodes}", human_size(*need))
 }
 

@@ -41,9 +41,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::admit::Inviter;
 use self::catalog::PeersTransport;
 use self::containers::Containers;
-use self::memory::Memory;
 pub(crate) use self::containers::spec as container_spec;
 pub(crate) use self::machine::on_path;
+use self::memory::Memory;
 use self::rows::Rows;
 use self::state::State;
 use crate::codes::Code;
@@ -145,16 +145,21 @@ impl Started {
 }
 
 async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> {
-    let membership = identity.membership().cloned().ok_or_else(|| Failure::new(Code::NotConfigured, "this node belongs to no cluster"))?;
+    let membership = identity
+        .membership()
+        .cloned()
+        .ok_or_else(|| Failure::new(Code::NotConfigured, "this node belongs to no cluster"))?;
     let state = State::of(&membership);
     let id = identity.node();
-    let networks: Vec<(String, SocketAddr)> = config.networks.iter().map(|network| (network.name.clone(), network.address)).collect();
+    let networks: Vec<(String, SocketAddr)> =
+        config.networks.iter().map(|network| (network.name.clone(), network.address)).collect();
     let credentials = credentials(id, &membership)?;
     let peers = Peers::new(credentials.clone());
     let services = Services::new(Limits::default());
     let transport = Arc::new(PeersTransport::new(peers.clone()));
     learn_hints(&state, &peers, &transport);
-    let embedded = catalog::open(&config.data, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
+    let embedded =
+        catalog::open(&config.data, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
     let rows = Rows::new(Arc::new(embedded.clone()));
     learn_rows(&rows, id, &peers, &transport);
     let listeners = bind(&networks, &credentials, &services)?;
@@ -195,7 +200,18 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         Some(containers) => containers.attach(node.clone()).await?,
         None => node.adopted_all(),
     }
-    let agent = Arc::new(Agent { id, networks, rows, embedded, peers, node, memory, containers, why_no_containers, inviter });
+    let agent = Arc::new(Agent {
+        id,
+        networks,
+        rows,
+        embedded,
+        peers,
+        node,
+        memory,
+        containers,
+        why_no_containers,
+        inviter,
+    });
     offer(&agent, &services);
     follow(&agent, &state, transport, own);
     Ok(Started { agent, _listeners: listeners })
@@ -238,15 +254,29 @@ fn credentials(id: NodeId, membership: &Membership) -> Result<Credentials, Failu
         .map_err(|error| Failure::new(Code::StateCorrupt, error.to_string()))
 }
 
-fn bind(networks: &[(String, SocketAddr)], credentials: &Credentials, services: &Services) -> Result<Vec<Listener>, Failure> {
+fn bind(
+    networks: &[(String, SocketAddr)],
+    credentials: &Credentials,
+    services: &Services,
+) -> Result<Vec<Listener>, Failure> {
     let bound = networks.iter().map(|(name, address)| {
-        Listener::bind(*address, credentials, services.clone())
-            .map_err(|error| Failure::new(Code::NetworkFailed, format!("network {name}: {error}; give this node an address that it has")))
+        Listener::bind(*address, credentials, services.clone()).map_err(|error| {
+            Failure::new(
+                Code::NetworkFailed,
+                format!("network {name}: {error}; give this node an address that it has"),
+            )
+        })
     });
     bound.collect()
 }
 
-fn own_row(config: &Config, membership: &Membership, identity: &Identity, networks: &[(String, SocketAddr)], machine: &machine::Machine) -> NodeRow {
+fn own_row(
+    config: &Config,
+    membership: &Membership,
+    identity: &Identity,
+    networks: &[(String, SocketAddr)],
+    machine: &machine::Machine,
+) -> NodeRow {
     NodeRow {
         id: identity.node(),
         name: membership.node_name.clone(),
@@ -299,7 +329,8 @@ fn offer(agent: &Arc<Agent>, services: &Services) {
 fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own: NodeRow) {
     let (rows, peers, id) = (agent.rows.clone(), agent.peers.clone(), agent.id);
     tokio::spawn(async move {
-        let mut watch = rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);
+        let mut watch =
+            rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);
         loop {
             learn_rows(&rows, id, &peers, &transport);
             if watch.next().await.is_err() {
@@ -318,7 +349,13 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
         }
     }
     let addresses = agent.networks.iter().map(|(_, address)| address.to_string()).collect();
-    tokio::spawn(catalog::seek_admission(agent.embedded.clone(), agent.peers.clone(), hints, addresses, agent.id));
+    tokio::spawn(catalog::seek_admission(
+        agent.embedded.clone(),
+        agent.peers.clone(),
+        hints,
+        addresses,
+        agent.id,
+    ));
     tokio::spawn(refresh_own_row(agent.rows.clone(), own));
 }
 
@@ -355,8 +392,14 @@ struct Ending {
 
 impl Ending {
     fn new() -> Result<Ending, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(Code::Internal, format!("signals can't be received: {error}")));
-        Ok(Ending { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::new(Code::Internal, format!("signals can't be received: {error}")))
+        };
+        Ok(Ending {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     async fn told(&mut self) {

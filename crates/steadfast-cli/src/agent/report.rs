@@ -35,7 +35,10 @@ impl Agent {
         let engine = self.embedded.status();
         let names: Names = status.nodes.iter().map(|(id, row)| (*id, row.name.clone())).collect();
         let Some(cluster) = &status.cluster else {
-            return Err(Failure::new(Code::NoQuorum, "this node has joined and has not received the catalog yet; is any other node running?"));
+            return Err(Failure::new(
+                Code::NoQuorum,
+                "this node has joined and has not received the catalog yet; is any other node running?",
+            ));
         };
         let Some(view) = &status.view else {
             return Err(Failure::new(Code::NoQuorum, "this node has not received the list of members yet"));
@@ -70,7 +73,9 @@ impl Agent {
                 let peer = status.peers.get(&row.id);
                 let networks = self.networks.iter().zip(0u16..).map(|((network, _), index)| types::Heard {
                     network: network.clone(),
-                    age_ms: peer.and_then(|peer| peer.networks.get(&NetworkId(index))).map(|age| millis(*age)),
+                    age_ms: peer
+                        .and_then(|peer| peer.networks.get(&NetworkId(index)))
+                        .map(|age| millis(*age)),
                 });
                 types::Peer {
                     name: node_name(names, row.id),
@@ -87,7 +92,8 @@ impl Agent {
         let shims = self.containers.as_ref().map(|containers| containers.states()).unwrap_or_default();
         let frozen = frozen_why(status);
         let local = status.local.iter().map(|(id, (epoch, phase))| {
-            let name = status.containers.get(id).map_or_else(|| id.to_string(), |(_, row)| row.spec.name.clone());
+            let name =
+                status.containers.get(id).map_or_else(|| id.to_string(), |(_, row)| row.spec.name.clone());
             let (state, why) = match (shims.get(id), phase) {
                 (_, Phase::Broken(reason)) => ("failed".to_owned(), Some(reason.clone())),
                 (_, Phase::Ended(_)) => ("exited".to_owned(), None),
@@ -95,7 +101,9 @@ impl Agent {
                 (Some(state), _) if state == "frozen" => (state.clone(), frozen.clone()),
                 (Some(state), _) => (state.clone(), None),
                 (None, Phase::Bringing(_)) => ("starting".to_owned(), None),
-                (None, Phase::Up | Phase::Ending) => ("unknown".to_owned(), Some("its shim does not answer".to_owned())),
+                (None, Phase::Up | Phase::Ending) => {
+                    ("unknown".to_owned(), Some("its shim does not answer".to_owned()))
+                }
             };
             types::LocalContainer { name, id: id.to_string(), epoch: epoch.0, state, why }
         });
@@ -104,7 +112,8 @@ impl Agent {
 
     fn timeline(&self, names: &Names, status: &Status) -> Vec<types::Happening> {
         let noticed = self.node.timeline();
-        let mut shown: Vec<types::Happening> = noticed.iter().flat_map(|noticed| happening(noticed, names, status)).collect();
+        let mut shown: Vec<types::Happening> =
+            noticed.iter().flat_map(|noticed| happening(noticed, names, status)).collect();
         let surplus = shown.len().saturating_sub(TIMELINE_SHOWN);
         shown.drain(..surplus);
         shown
@@ -114,7 +123,8 @@ impl Agent {
     pub(crate) async fn shown_nodes(&self) -> Result<Vec<types::Node>, Failure> {
         let status = self.status().await?;
         let view = status.view.as_ref();
-        let mut nodes: Vec<types::Node> = status.nodes.values().map(|row| shown_node(row, &status, view)).collect();
+        let mut nodes: Vec<types::Node> =
+            status.nodes.values().map(|row| shown_node(row, &status, view)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(nodes)
     }
@@ -122,34 +132,48 @@ impl Agent {
     /// Every container, by name.
     pub(crate) fn shown_containers(&self) -> Vec<types::Container> {
         let rows = self.rows.all_stale::<ContainerRow>("container/");
-        let mut shown: Vec<types::Container> = rows.iter().map(|(row, version)| self.shown(row, *version)).collect();
+        let mut shown: Vec<types::Container> =
+            rows.iter().map(|(row, version)| self.shown(row, *version)).collect();
         shown.sort_by(|a, b| a.name.cmp(&b.name));
         shown
     }
 
     /// The committed checkpoints of one container or of all; each holder is asked for its copy.
-    pub(crate) async fn shown_checkpoints(&self, name: Option<&str>) -> Result<Vec<types::Checkpoint>, Failure> {
+    pub(crate) async fn shown_checkpoints(
+        &self,
+        name: Option<&str>,
+    ) -> Result<Vec<types::Checkpoint>, Failure> {
         let mut rows: Vec<ContainerRow> = match name {
             Some(name) => vec![self.rows.container(name).await?.0],
-            None => self.rows.all_stale::<ContainerRow>("container/").into_iter().map(|(row, _)| row).collect(),
+            None => {
+                self.rows.all_stale::<ContainerRow>("container/").into_iter().map(|(row, _)| row).collect()
+            }
         };
         rows.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-        let asked: Vec<NodeId> = rows.iter().flat_map(ContainerRow::checkpoints).flat_map(|checkpoint| checkpoint.copies.iter().copied()).collect();
+        let asked: Vec<NodeId> = rows
+            .iter()
+            .flat_map(ContainerRow::checkpoints)
+            .flat_map(|checkpoint| checkpoint.copies.iter().copied())
+            .collect();
         let held = holders::ask(self, &asked).await;
         let names = self.rows.names();
         let mut shown = Vec::new();
         for row in &rows {
             for checkpoint in row.checkpoints() {
                 let mut one = convert::checkpoint(row, checkpoint, &names);
-                one.copies = checkpoint.copies.iter().map(|copy| types::Copy {
-                    node: node_name(&names, *copy),
-                    state: match held.get(copy) {
-                        Some(Some(held)) if held.contains(&checkpoint.manifest) => "held",
-                        Some(Some(_)) => "gone",
-                        Some(None) | None => "unknown",
-                    }
-                    .to_owned(),
-                }).collect();
+                one.copies = checkpoint
+                    .copies
+                    .iter()
+                    .map(|copy| types::Copy {
+                        node: node_name(&names, *copy),
+                        state: match held.get(copy) {
+                            Some(Some(held)) if held.contains(&checkpoint.manifest) => "held",
+                            Some(Some(_)) => "gone",
+                            Some(None) | None => "unknown",
+                        }
+                        .to_owned(),
+                    })
+                    .collect();
                 let whole = one.copies.iter().filter(|copy| copy.state == "held").count();
                 let possible = one.copies.iter().filter(|copy| copy.state != "gone").count();
                 one.protection = match (possible, whole) {
@@ -179,10 +203,17 @@ fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Nod
         id: row.id.to_string(),
         state: state.to_owned(),
         this: row.id == status.id,
-        addresses: row.addresses.iter().map(|(network, address)| (network.clone(), address.to_string())).collect(),
+        addresses: row
+            .addresses
+            .iter()
+            .map(|(network, address)| (network.clone(), address.to_string()))
+            .collect(),
         domain: row.domain.clone(),
         memory_bytes: row.memory_bytes,
-        containers: containers.filter(|container| container.owner == row.id && container.is_active()).map(|container| container.spec.name.clone()).collect(),
+        containers: containers
+            .filter(|container| container.owner == row.id && container.is_active())
+            .map(|container| container.spec.name.clone())
+            .collect(),
         criu: row.criu.clone(),
     }
 }
@@ -190,16 +221,22 @@ fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Nod
 /// What the cluster survives right now: voters that may fail, and whether containers would find a place.
 fn survives(status: &Status, view: &View, engine: &CatalogStatus) -> types::Survives {
     let ids: BTreeMap<u64, NodeId> = status.nodes.values().map(|row| (row.engine_id, row.id)).collect();
-    let well = |id: &NodeId| view.has(*id) && (*id == status.id || !status.peers.get(id).is_some_and(|peer| peer.suspected));
+    let well = |id: &NodeId| {
+        view.has(*id) && (*id == status.id || !status.peers.get(id).is_some_and(|peer| peer.suspected))
+    };
     let voters = engine.voters.len();
     let live = engine.voters.keys().filter_map(|voter| ids.get(voter)).filter(|id| well(id)).count();
     let majority = voters / 2 + 1;
     let spare = u32::try_from(live.saturating_sub(majority)).unwrap_or(u32::MAX);
     let sentence = match (voters, live) {
-        (_, live) if live < majority => format!("nothing: {live} of {voters} voters are there, and {majority} are needed; containers are frozen until they are back"),
+        (_, live) if live < majority => format!(
+            "nothing: {live} of {voters} voters are there, and {majority} are needed; containers are frozen until they are back"
+        ),
         (1, _) => "no failure: there is one node; add two more for automatic recovery".to_owned(),
         (2, _) => "no failure: of two nodes both are needed; a third gives automatic recovery".to_owned(),
-        _ if spare == 0 => format!("no further failure: {live} of {voters} voters are there, and {majority} are needed"),
+        _ if spare == 0 => {
+            format!("no further failure: {live} of {voters} voters are there, and {majority} are needed")
+        }
         _ if spare == 1 => format!("the loss of any one node ({live} of {voters} voters are there)"),
         _ => format!("the loss of any {spare} nodes at once ({live} of {voters} voters are there)"),
     };
@@ -221,7 +258,13 @@ fn frozen_why(status: &Status) -> Option<String> {
     Some(why.to_owned())
 }
 
-fn warnings(status: &Status, view: &View, quorum: bool, engine: &CatalogStatus, why_no_containers: Option<&str>) -> Vec<String> {
+fn warnings(
+    status: &Status,
+    view: &View,
+    quorum: bool,
+    engine: &CatalogStatus,
+    why_no_containers: Option<&str>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     if !quorum {
         warnings.push("there is no majority of the catalog's voters: nothing is started or moved, and containers freeze until it is back".to_owned());
@@ -236,19 +279,28 @@ fn warnings(status: &Status, view: &View, quorum: bool, engine: &CatalogStatus, 
         warnings.push(format!("this node runs no containers: {why}"));
     }
     for network in &status.networks_suspected {
-        warnings.push(format!("network number {} seems to be down at this node: peers are heard on others only", network.0));
+        warnings.push(format!(
+            "network number {} seems to be down at this node: peers are heard on others only",
+            network.0
+        ));
     }
     for (_, row) in status.containers.values() {
         let name = &row.spec.name;
         match &row.state {
             ContainerState::Lost(why) => warnings.push(format!("{name} is lost: {why}")),
             ContainerState::Failed(why) => warnings.push(format!("{name} failed: {why}")),
-            ContainerState::Starting | ContainerState::Running | ContainerState::Recovering if !view.has(row.owner) => {
+            ContainerState::Starting | ContainerState::Running | ContainerState::Recovering
+                if !view.has(row.owner) =>
+            {
                 warnings.push(format!("the node of {name} is out of the view; it is recovered as soon as its lease is over and a holder of its checkpoint is there"));
             }
             ContainerState::Starting | ContainerState::Running | ContainerState::Recovering => {
-                if row.latest.as_ref().is_some_and(|latest| latest.copies.iter().filter(|copy| view.has(**copy)).count() < usize::from(latest.wanted)) {
-                    warnings.push(format!("{name} is under-protected: fewer copies of its last checkpoint are there than wanted"));
+                if row.latest.as_ref().is_some_and(|latest| {
+                    latest.copies.iter().filter(|copy| view.has(**copy)).count() < usize::from(latest.wanted)
+                }) {
+                    warnings.push(format!(
+                        "{name} is under-protected: fewer copies of its last checkpoint are there than wanted"
+                    ));
                 }
             }
             ContainerState::Stopped(_) => {}
@@ -263,13 +315,14 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
     #[allow(clippy::cast_precision_loss, reason = "below 2^53 for 280,000 years")]
     let at = noticed.unix_ms as f64;
     let container_name = |id| status.containers.get(id).map(|(_, row)| row.spec.name.clone());
-    let one = |what: &str, node: Option<NodeId>, container: Option<String>, detail: String| types::Happening {
-        at_unix_ms: at,
-        what: what.to_owned(),
-        node: node.map(|node| node_name(names, node)),
-        container,
-        detail,
-    };
+    let one =
+        |what: &str, node: Option<NodeId>, container: Option<String>, detail: String| types::Happening {
+            at_unix_ms: at,
+            what: what.to_owned(),
+            node: node.map(|node| node_name(names, node)),
+            container,
+            detail,
+        };
     match &noticed.event {
         Event::Opinion(opinion) => opinion_happening(opinion, &one),
         Event::Installed(view) => {
@@ -285,19 +338,49 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
                 ViewReason::Founded => vec![view.proposer],
             };
             let shown = convert::view(view, names);
-            about.into_iter().map(|node| one(what, Some(node), None, format!("view {}: {}", shown.id, shown.reason))).collect()
+            about
+                .into_iter()
+                .map(|node| one(what, Some(node), None, format!("view {}: {}", shown.id, shown.reason)))
+                .collect()
         }
-        Event::LeaseLapsed => vec![one("lease_lapsed", Some(status.id), None, "containers here freeze".to_owned())],
-        Event::LeaseRenewed => vec![one("lease_renewed", Some(status.id), None, "containers here may run".to_owned())],
-        Event::Fenced(node) => vec![one("fence_over", Some(*node), None, "it certainly holds no lease any more".to_owned())],
+        Event::LeaseLapsed => {
+            vec![one("lease_lapsed", Some(status.id), None, "containers here freeze".to_owned())]
+        }
+        Event::LeaseRenewed => {
+            vec![one("lease_renewed", Some(status.id), None, "containers here may run".to_owned())]
+        }
+        Event::Fenced(node) => {
+            vec![one("fence_over", Some(*node), None, "it certainly holds no lease any more".to_owned())]
+        }
         Event::Moved { row, .. } => {
             let shown = convert::container(row, 0, names, None, now_unix_ms());
-            vec![one(&shown.state, Some(row.owner), Some(shown.name), format!("epoch {}{}", row.epoch.0, shown.reason.map(|reason| format!(", {reason}")).unwrap_or_default()))]
+            vec![one(
+                &shown.state,
+                Some(row.owner),
+                Some(shown.name),
+                format!(
+                    "epoch {}{}",
+                    row.epoch.0,
+                    shown.reason.map(|reason| format!(", {reason}")).unwrap_or_default()
+                ),
+            )]
         }
         Event::Committed { container, checkpoint } => {
-            vec![one("checkpoint", None, container_name(container), format!("number {} of {} bytes, {} copies", checkpoint.number, checkpoint.bytes, checkpoint.copies.len()))]
+            vec![one(
+                "checkpoint",
+                None,
+                container_name(container),
+                format!(
+                    "number {} of {} bytes, {} copies",
+                    checkpoint.number,
+                    checkpoint.bytes,
+                    checkpoint.copies.len()
+                ),
+            )]
         }
-        Event::CheckpointFailed { container, reason } => vec![one("checkpoint_failed", None, container_name(container), reason.clone())],
+        Event::CheckpointFailed { container, reason } => {
+            vec![one("checkpoint_failed", None, container_name(container), reason.clone())]
+        }
         Event::Answer(..) => Vec::new(),
     }
 }
@@ -305,26 +388,50 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
 /// Makes a happening: what, about which node and container, detail.
 type Telling<'a> = dyn Fn(&str, Option<NodeId>, Option<String>, String) -> types::Happening + 'a;
 
-fn opinion_happening(
-    opinion: &Opinion,
-    one: &Telling<'_>,
-) -> Vec<types::Happening> {
+fn opinion_happening(opinion: &Opinion, one: &Telling<'_>) -> Vec<types::Happening> {
     match opinion {
         Opinion::Suspected { peer, silent, timeout, fresh: _ } => {
-            let suspected = one("suspected", Some(*peer), None, format!("silent for {} ms, and {} ms are its time-out", millis(*silent), millis(*timeout)));
+            let suspected = one(
+                "suspected",
+                Some(*peer),
+                None,
+                format!("silent for {} ms, and {} ms are its time-out", millis(*silent), millis(*timeout)),
+            );
             let mut heard = one("last_heard", Some(*peer), None, "its last heartbeat".to_owned());
             heard.at_unix_ms -= silent.as_secs_f64() * 1000.0;
             vec![heard, suspected]
         }
-        Opinion::Cleared(peer) => vec![one("heard_again", Some(*peer), None, "it is not suspected any more".to_owned())],
+        Opinion::Cleared(peer) => {
+            vec![one("heard_again", Some(*peer), None, "it is not suspected any more".to_owned())]
+        }
         Opinion::LinkSuspected(peer, network) => {
-            vec![one("link_suspected", Some(*peer), None, format!("silent on network number {}, heard on another", network.0))]
+            vec![one(
+                "link_suspected",
+                Some(*peer),
+                None,
+                format!("silent on network number {}, heard on another", network.0),
+            )]
         }
-        Opinion::LinkCleared(peer, network) => vec![one("link_cleared", Some(*peer), None, format!("heard again on network number {}", network.0))],
+        Opinion::LinkCleared(peer, network) => vec![one(
+            "link_cleared",
+            Some(*peer),
+            None,
+            format!("heard again on network number {}", network.0),
+        )],
         Opinion::NetworkSuspected(network) => {
-            vec![one("network_suspected", None, None, format!("nobody is heard on network number {}, peers are heard on another", network.0))]
+            vec![one(
+                "network_suspected",
+                None,
+                None,
+                format!("nobody is heard on network number {}, peers are heard on another", network.0),
+            )]
         }
-        Opinion::NetworkCleared(network) => vec![one("network_cleared", None, None, format!("network number {} carries heartbeats again", network.0))],
+        Opinion::NetworkCleared(network) => vec![one(
+            "network_cleared",
+            None,
+            None,
+            format!("network number {} carries heartbeats again", network.0),
+        )],
         Opinion::Isolated => vec![one("isolated", None, None, "nobody is heard on any network".to_owned())],
         Opinion::Reconnected => vec![one("reconnected", None, None, "somebody is heard again".to_owned())],
     }

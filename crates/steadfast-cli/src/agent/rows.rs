@@ -73,12 +73,25 @@ impl Rows {
         Err(Failure::new(Code::ContainerNotFound, format!("there is no container named {name:?}{hint}")))
     }
 
+    /// The container of a name; without a quorum as this node has it, which may be old.
+    pub(crate) async fn container_or_stale(&self, name: &str) -> Result<(ContainerRow, u64), Failure> {
+        match self.container(name).await {
+            Err(failure) if failure.code == Code::NoQuorum => {
+                let all = self.all_stale::<ContainerRow>("container/");
+                all.into_iter().find(|(row, _)| row.spec.name == name).ok_or(failure)
+            }
+            outcome => outcome,
+        }
+    }
+
     /// The node of a name; a name that is not there gets the nearest one that is.
     pub(crate) async fn node(&self, name: &str) -> Result<NodeRow, Failure> {
         let all: Vec<(NodeRow, u64)> = self.all("node/").await?;
         let hint = did_you_mean(name, all.iter().map(|(row, _)| row.name.as_str()));
-        let found = all.into_iter().map(|(row, _)| row).find(|row| row.name == name || row.id.to_string() == name);
-        found.ok_or_else(|| Failure::new(Code::NodeNotFound, format!("there is no node named {name:?}{hint}")))
+        let found =
+            all.into_iter().map(|(row, _)| row).find(|row| row.name == name || row.id.to_string() == name);
+        found
+            .ok_or_else(|| Failure::new(Code::NodeNotFound, format!("there is no node named {name:?}{hint}")))
     }
 
     /// The nodes' names as this node has them.
@@ -93,7 +106,9 @@ pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Bytes, Failure> {
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(key: &str, versioned: &Versioned) -> Result<(T, u64), Failure> {
-    let row = decode_row(&versioned.value).map_err(|error: RowError| Failure::new(Code::Internal, format!("the catalog's row {key}: {error}")))?;
+    let row = decode_row(&versioned.value).map_err(|error: RowError| {
+        Failure::new(Code::Internal, format!("the catalog's row {key}: {error}"))
+    })?;
     Ok((row, versioned.version))
 }
 
@@ -105,10 +120,13 @@ pub(crate) fn catalog_failure(error: &CatalogError) -> Failure {
             "the catalog has no majority of its voters, so nothing was changed; `steadfast status` says who is missing",
         ),
         CatalogError::Unknown { .. } => Failure::new(Code::TimedOut, error.to_string()),
-        CatalogError::NotMember { .. } => {
-            Failure::new(Code::NoQuorum, "this node has not been admitted to the catalog yet; is any other node running?")
-        }
+        CatalogError::NotMember { .. } => Failure::new(
+            Code::NoQuorum,
+            "this node has not been admitted to the catalog yet; is any other node running?",
+        ),
         CatalogError::Closed { .. } => Failure::new(Code::DiskFailed, error.to_string()),
-        CatalogError::Invalid(_) | CatalogError::Full { .. } | CatalogError::Overloaded { .. } => Failure::new(Code::BadRequest, error.to_string()),
+        CatalogError::Invalid(_) | CatalogError::Full { .. } | CatalogError::Overloaded { .. } => {
+            Failure::new(Code::BadRequest, error.to_string())
+        }
     }
 }

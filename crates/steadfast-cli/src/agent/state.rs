@@ -47,8 +47,13 @@ impl State {
 
     /// As bytes for the membership file.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, Failure> {
-        let bounded = State { founder: self.founder.clone(), hints: self.hints.iter().take(HINTS_MAX).cloned().collect() };
-        serde_json::to_vec(&bounded).map_err(|error| Failure::new(Code::Internal, format!("the agent's state can't be written: {error}")))
+        let bounded = State {
+            founder: self.founder.clone(),
+            hints: self.hints.iter().take(HINTS_MAX).cloned().collect(),
+        };
+        serde_json::to_vec(&bounded).map_err(|error| {
+            Failure::new(Code::Internal, format!("the agent's state can't be written: {error}"))
+        })
     }
 }
 

@@ -33,7 +33,10 @@ const GRACE_MAX: Duration = Duration::from_secs(3600);
 
 impl Agent {
     /// Puts a new container into the catalog; its owner starts it.
-    pub(crate) async fn run_container(&self, request: types::RunRequest) -> Result<types::Container, Failure> {
+    pub(crate) async fn run_container(
+        &self,
+        request: types::RunRequest,
+    ) -> Result<types::Container, Failure> {
         let mut spec = convert::checked_spec(request.spec)?;
         self.refuse_taken(&spec).await?;
         let status = self.status().await?;
@@ -72,34 +75,58 @@ impl Agent {
             return Err(name_taken(&spec.name));
         }
         if all.len() >= CONTAINERS_MAX {
-            return Err(Failure::new(Code::BadRequest, format!("the cluster has {CONTAINERS_MAX} containers, and more are not possible; remove some with `steadfast rm`")));
+            return Err(Failure::new(
+                Code::BadRequest,
+                format!(
+                    "the cluster has {CONTAINERS_MAX} containers, and more are not possible; remove some with `steadfast rm`"
+                ),
+            ));
         }
-        let address = |spec: &ContainerSpec| spec.address.as_ref().and_then(|text| text.split('/').next().map(str::to_owned));
+        let address = |spec: &ContainerSpec| {
+            spec.address.as_ref().and_then(|text| text.split('/').next().map(str::to_owned))
+        };
         let Some(wanted) = address(spec) else { return Ok(()) };
         match all.iter().find(|(row, _)| address(&row.spec).as_deref() == Some(wanted.as_str())) {
-            Some((row, _)) => Err(Failure::new(Code::AddressTaken, format!("the address {wanted} belongs to container {}; choose another", row.spec.name))),
+            Some((row, _)) => Err(Failure::new(
+                Code::AddressTaken,
+                format!("the address {wanted} belongs to container {}; choose another", row.spec.name),
+            )),
             None => Ok(()),
         }
     }
 
     fn check_can_run(&self, node: &NodeRow, status: &Status) -> Result<(), Failure> {
         if !status.view.as_ref().is_some_and(|view| view.has(node.id)) {
-            return Err(Failure::new(Code::NoEligibleNode, format!("{} is not in the view just now; `steadfast nodes` shows who is", node.name)));
+            return Err(Failure::new(
+                Code::NoEligibleNode,
+                format!("{} is not in the view just now; `steadfast nodes` shows who is", node.name),
+            ));
         }
         if node.criu.is_empty() {
-            return Err(Failure::new(Code::NoEligibleNode, format!("{} can't run containers; `steadfast check` there says why", node.name)));
+            return Err(Failure::new(
+                Code::NoEligibleNode,
+                format!("{} can't run containers; `steadfast check` there says why", node.name),
+            ));
         }
         Ok(())
     }
 
     /// Asks the owner to stop a container.
-    pub(crate) async fn stop_container(&self, name: &str, request: types::StopRequest) -> Result<types::Container, Failure> {
+    pub(crate) async fn stop_container(
+        &self,
+        name: &str,
+        request: types::StopRequest,
+    ) -> Result<types::Container, Failure> {
         let grace = request.grace.as_deref().unwrap_or("10s");
-        let grace = units::duration_within(grace, Duration::ZERO, GRACE_MAX).map_err(|message| Failure::new(Code::BadRequest, format!("grace: {message}")))?;
+        let grace = units::duration_within(grace, Duration::ZERO, GRACE_MAX)
+            .map_err(|message| Failure::new(Code::BadRequest, format!("grace: {message}")))?;
         let desired = Desired::Stop { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX) };
         self.change(name, |row| {
             if !row.is_active() {
-                return Err(Failure::new(Code::WrongState, format!("{name} does not run, so there is nothing to stop")));
+                return Err(Failure::new(
+                    Code::WrongState,
+                    format!("{name} does not run, so there is nothing to stop"),
+                ));
             }
             Ok(ContainerRow { desired, ..row.clone() })
         })
@@ -111,10 +138,18 @@ impl Agent {
         for _ in 0..ATTEMPTS {
             let (row, version) = self.rows.container(name).await?;
             if row.is_active() && !force {
-                return Err(Failure::new(Code::WrongState, format!("{name} is still running; stop it first (`steadfast stop {name}`), or remove it with --force")));
+                return Err(Failure::new(
+                    Code::WrongState,
+                    format!(
+                        "{name} is still running; stop it first (`steadfast stop {name}`), or remove it with --force"
+                    ),
+                ));
             }
             let key = Key::Container(row.id).encode();
-            let txn = Txn { compare: vec![(key.clone(), version)], puts: vec![(key, None), (Key::Name(name.to_owned()).encode(), None)] };
+            let txn = Txn {
+                compare: vec![(key.clone(), version)],
+                puts: vec![(key, None), (Key::Name(name.to_owned()).encode(), None)],
+            };
             if self.rows.commit(txn).await?.succeeded {
                 return Ok(types::Done { done: format!("{name} is removed with its checkpoints") });
             }
@@ -123,7 +158,11 @@ impl Agent {
     }
 
     /// Restarts a container from a checkpoint; a running copy is ended first.
-    pub(crate) async fn restore_container(self: &Arc<Self>, name: &str, request: types::RestoreRequest) -> Result<types::Container, Failure> {
+    pub(crate) async fn restore_container(
+        self: &Arc<Self>,
+        name: &str,
+        request: types::RestoreRequest,
+    ) -> Result<types::Container, Failure> {
         let (row, _) = self.rows.container(name).await?;
         check_checkpoint(&row, request.checkpoint)?;
         let wanted = match &request.node {
@@ -138,10 +177,16 @@ impl Agent {
             self.end_now(name).await?;
         }
         let status = self.status().await?;
-        let candidates: Vec<Candidate> = candidates(&status).into_iter().filter(|candidate| wanted.is_none_or(|wanted| candidate.node == wanted)).collect();
+        let candidates: Vec<Candidate> = candidates(&status)
+            .into_iter()
+            .filter(|candidate| wanted.is_none_or(|wanted| candidate.node == wanted))
+            .collect();
         self.change(name, |row| {
             if row.is_active() {
-                return Err(Failure::new(Code::WrongState, format!("{name} was started again by somebody else meanwhile")));
+                return Err(Failure::new(
+                    Code::WrongState,
+                    format!("{name} was started again by somebody else meanwhile"),
+                ));
             }
             let number = check_checkpoint(row, request.checkpoint)?;
             let next = ContainerRow {
@@ -161,15 +206,25 @@ impl Agent {
 
     /// Ends the running copy at once and waits until its owner says so.
     async fn end_now(&self, name: &str) -> Result<(), Failure> {
-        let stopping = self.change(name, |row| Ok(ContainerRow { desired: Desired::Stop { grace_ms: 0 }, ..row.clone() })).await?;
+        let stopping = self
+            .change(name, |row| Ok(ContainerRow { desired: Desired::Stop { grace_ms: 0 }, ..row.clone() }))
+            .await?;
         let work = async {
-            let id: ContainerId = stopping.id.parse().map_err(|_| Failure::new(Code::Internal, "a container id that is none"))?;
+            let id: ContainerId = stopping
+                .id
+                .parse()
+                .map_err(|_| Failure::new(Code::Internal, "a container id that is none"))?;
             let mut changes = self.follow(id);
             loop {
                 match changes.next().await? {
                     Some((row, _)) if row.is_active() => {}
                     Some(_) => return Ok(()),
-                    None => return Err(Failure::new(Code::ContainerNotFound, format!("{name} was removed meanwhile"))),
+                    None => {
+                        return Err(Failure::new(
+                            Code::ContainerNotFound,
+                            format!("{name} was removed meanwhile"),
+                        ));
+                    }
                 }
             }
         };
@@ -183,12 +238,17 @@ impl Agent {
         let (row, _) = self.rows.container(name).await?;
         if row.state != ContainerState::Running {
             let state = self.shown(&row, 0).state;
-            return Err(Failure::new(Code::WrongState, format!("{name} is {state}, and only a running container can be checkpointed")));
+            return Err(Failure::new(
+                Code::WrongState,
+                format!("{name} is {state}, and only a running container can be checkpointed"),
+            ));
         }
         let taken = self.node.checkpoint(row.id).await.map_err(|error| {
             let code = match &error {
                 steadfast::node::RequestError::Stopped(_) => Code::PeerUnreachable,
-                steadfast::node::RequestError::Refused(reason) if reason.contains("checkpoint memory") => Code::NoCheckpointMemory,
+                steadfast::node::RequestError::Refused(reason) if reason.contains("checkpoint memory") => {
+                    Code::NoCheckpointMemory
+                }
                 steadfast::node::RequestError::Refused(_) => Code::CheckpointFailed,
             };
             Failure::new(code, format!("no checkpoint of {name}: {error}"))
@@ -251,7 +311,8 @@ impl Follow {
             let found: BTreeMap<String, Option<steadfast::catalog::Versioned>> = match item {
                 WatchItem::Changed(watched) => watched.changes.into_iter().collect(),
                 WatchItem::Resync { rows, .. } => {
-                    let mut found: BTreeMap<String, _> = rows.into_iter().map(|(key, row)| (key, Some(row))).collect();
+                    let mut found: BTreeMap<String, _> =
+                        rows.into_iter().map(|(key, row)| (key, Some(row))).collect();
                     found.entry(self.key.clone()).or_insert(None);
                     found
                 }
@@ -275,7 +336,11 @@ pub(crate) fn candidates(status: &Status) -> Vec<Candidate> {
     let well = |id: &NodeId| view.has(*id) && !status.peers.get(id).is_some_and(|peer| peer.suspected);
     let rows = status.nodes.values().filter(|row| well(&row.id));
     rows.map(|row| {
-        let free = if row.id == status.id { status.free_bytes } else { status.peers.get(&row.id).map_or(0, |peer| peer.free_bytes) };
+        let free = if row.id == status.id {
+            status.free_bytes
+        } else {
+            status.peers.get(&row.id).map_or(0, |peer| peer.free_bytes)
+        };
         Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0))
     })
     .collect()
@@ -306,14 +371,21 @@ fn check_checkpoint(row: &ContainerRow, number: Option<u64>) -> Result<u64, Fail
         Some(number) => row.checkpoints().find(|checkpoint| checkpoint.number == number),
     };
     match (chosen, number) {
-        (Some(checkpoint), _) if checkpoint.copies.is_empty() => {
-            Err(Failure::new(Code::CheckpointLost, format!("no node holds a copy of checkpoint {} of {name} any more", checkpoint.number)))
-        }
+        (Some(checkpoint), _) if checkpoint.copies.is_empty() => Err(Failure::new(
+            Code::CheckpointLost,
+            format!("no node holds a copy of checkpoint {} of {name} any more", checkpoint.number),
+        )),
         (Some(checkpoint), _) => Ok(checkpoint.number),
-        (None, Some(number)) if !kept.is_empty() => {
-            Err(Failure::new(Code::CheckpointNotFound, format!("{name} has no checkpoint {number}; kept are {}", kept.join(" and "))))
-        }
-        (None, _) => Err(Failure::new(Code::CheckpointNotFound, format!("{name} has no committed checkpoint; take one while it runs: `steadfast checkpoint {name}`"))),
+        (None, Some(number)) if !kept.is_empty() => Err(Failure::new(
+            Code::CheckpointNotFound,
+            format!("{name} has no checkpoint {number}; kept are {}", kept.join(" and ")),
+        )),
+        (None, _) => Err(Failure::new(
+            Code::CheckpointNotFound,
+            format!(
+                "{name} has no committed checkpoint; take one while it runs: `steadfast checkpoint {name}`"
+            ),
+        )),
     }
 }
 
@@ -322,16 +394,25 @@ fn no_node(candidates: &[Candidate]) -> Failure {
     let message = match (candidates.len(), able) {
         (0, _) => "no member is well just now; `steadfast status` shows who is missing".to_owned(),
         (_, 0) => "no member can run containers; `steadfast check` on each says why".to_owned(),
-        (members, able) => format!("of {members} members that are well {able} can run containers, and none of them fits: the CRIU version or processor differs, or it failed to start there"),
+        (members, able) => format!(
+            "of {members} members that are well {able} can run containers, and none of them fits: the CRIU version or processor differs, or it failed to start there"
+        ),
     };
     Failure::new(Code::NoEligibleNode, message)
 }
 
 fn name_taken(name: &str) -> Failure {
-    Failure::new(Code::NameTaken, format!("a container named {name} is there already; choose another name, or remove it with `steadfast rm {name}`"))
+    Failure::new(
+        Code::NameTaken,
+        format!(
+            "a container named {name} is there already; choose another name, or remove it with `steadfast rm {name}`"
+        ),
+    )
 }
 
 fn busy(name: &str) -> Failure {
-    Failure::new(Code::TimedOut, format!("the row of {name} changes faster than it could be written; try again"))
+    Failure::new(
+        Code::TimedOut,
+        format!("the row of {name} changes faster than it could be written; try again"),
+    )
 }
-

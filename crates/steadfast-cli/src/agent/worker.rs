@@ -63,7 +63,9 @@ impl Worker {
                 let (containers, memory) = (Arc::clone(containers), self.memory.clone());
                 self.runtime.spawn(restore(containers, memory, *row, report));
             }
-            Job::Checkpoint { row, number, holders } => self.checkpoint(containers, *row, number, holders, report),
+            Job::Checkpoint { row, number, holders } => {
+                self.checkpoint(containers, *row, number, holders, report)
+            }
             Job::Stop { container, epoch, grace } => {
                 let containers = Arc::clone(containers);
                 self.runtime.spawn_blocking(move || {
@@ -79,7 +81,14 @@ impl Worker {
         }
     }
 
-    fn checkpoint(&self, containers: &Arc<Containers>, row: ContainerRow, number: u64, holders: Vec<NodeId>, report: Report) {
+    fn checkpoint(
+        &self,
+        containers: &Arc<Containers>,
+        row: ContainerRow,
+        number: u64,
+        holders: Vec<NodeId>,
+        report: Report,
+    ) {
         let taking = Taking {
             containers: Arc::clone(containers),
             memory: self.memory.clone(),
@@ -102,7 +111,8 @@ impl Worker {
         self.runtime.spawn(async move {
             memory.collect(&rows).await;
             if let Some(containers) = containers {
-                let known = rows.all_stale::<ContainerRow>("container/").into_iter().map(|(row, _)| row.id).collect();
+                let known =
+                    rows.all_stale::<ContainerRow>("container/").into_iter().map(|(row, _)| row.id).collect();
                 // Nothing waits for it.
                 let _ = spawn_blocking(move || logs::forget_others(containers.kept_logs(), &known)).await;
             }
@@ -139,7 +149,9 @@ impl Worker {
 /// Answers for a node that runs no containers.
 fn refuse(job: Job, report: Report) {
     match job {
-        Job::Start(_) | Job::Restore(_) | Job::Checkpoint { .. } => report.done(Outcome::Failed("this node runs no containers".to_owned())),
+        Job::Start(_) | Job::Restore(_) | Job::Checkpoint { .. } => {
+            report.done(Outcome::Failed("this node runs no containers".to_owned()))
+        }
         Job::Stop { .. } | Job::Destroy { .. } => report.done(Outcome::Finished),
         Job::Renew { .. } | Job::Collect | Job::Campaign | Job::Renumber => {}
     }
@@ -188,9 +200,16 @@ struct Taking {
 
 impl Taking {
     /// Captures, ships, and leaves nothing behind but what its holders sealed.
-    async fn take(self, row: &ContainerRow, number: u64, holders: Vec<NodeId>) -> Result<CheckpointRef, String> {
+    async fn take(
+        self,
+        row: &ContainerRow,
+        number: u64,
+        holders: Vec<NodeId>,
+    ) -> Result<CheckpointRef, String> {
         if holders.is_empty() {
-            return Err("not enough checkpoint memory on other nodes: there is no other node that is well".to_owned());
+            return Err(
+                "not enough checkpoint memory on other nodes: there is no other node that is well".to_owned()
+            );
         }
         let container = self.containers.handle(row.id).ok_or("it does not run on this node")?;
         let image = Image(self.containers.image_folder(row.id, row.epoch, "checkpoint"));

@@ -53,7 +53,11 @@ impl Client {
     }
 
     /// Asks for something to be done.
-    pub async fn post<B: Serialize + Sync, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, Failure> {
+    pub async fn post<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Failure> {
         decode(self.send(Method::POST, path, Some(encode(body)?)).await?).await
     }
 
@@ -92,7 +96,12 @@ impl Client {
     }
 
     /// Asks for a connection of its own; the agent answers by switching protocols.
-    pub async fn upgrade<B: Serialize + Sync>(&self, path: &str, protocol: &str, body: &B) -> Result<TokioIo<Upgraded>, Failure> {
+    pub async fn upgrade<B: Serialize + Sync>(
+        &self,
+        path: &str,
+        protocol: &str,
+        body: &B,
+    ) -> Result<TokioIo<Upgraded>, Failure> {
         let request = request(Method::POST, path, Some(encode(body)?))?;
         let (mut parts, body) = request.into_parts();
         let protocol = protocol.parse().map_err(|_| Failure::new(Code::Internal, "not a protocol name"))?;
@@ -106,7 +115,12 @@ impl Client {
         Ok(TokioIo::new(upgraded))
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Response<Incoming>, Failure> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Response<Incoming>, Failure> {
         let response = self.exchange(request(method, path, body)?).await?;
         if response.status().is_success() {
             return Ok(response);
@@ -129,9 +143,15 @@ impl Client {
     fn unreachable(&self, error: &io::Error) -> Failure {
         let socket = self.socket.display();
         let message = match error.kind() {
-            io::ErrorKind::NotFound => format!("no agent's socket is at {socket}; start the agent, or name its socket with --socket"),
-            io::ErrorKind::PermissionDenied => format!("{socket} belongs to another user; run this as root, or as the agent's user"),
-            io::ErrorKind::ConnectionRefused => format!("the agent behind {socket} has ended; start it: systemctl start steadfast"),
+            io::ErrorKind::NotFound => {
+                format!("no agent's socket is at {socket}; start the agent, or name its socket with --socket")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("{socket} belongs to another user; run this as root, or as the agent's user")
+            }
+            io::ErrorKind::ConnectionRefused => {
+                format!("the agent behind {socket} has ended; start it: systemctl start steadfast")
+            }
             _ => format!("the agent behind {socket} does not answer: {error}"),
         };
         Failure::new(Code::AgentUnreachable, message)
@@ -142,7 +162,10 @@ impl Client {
 pub fn segment(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) || (byte == b'.' && text != "." && text != "..") {
+        if byte.is_ascii_alphanumeric()
+            || b"-_~".contains(&byte)
+            || (byte == b'.' && text != "." && text != "..")
+        {
             encoded.push(char::from(byte));
         } else {
             encoded.push_str(&format!("%{byte:02X}"));
@@ -162,7 +185,9 @@ fn request(method: Method, path: &str, body: Option<Bytes>) -> Result<Request<Fu
 
 fn encode<B: Serialize>(body: &B) -> Result<Bytes, Failure> {
     let bytes = serde_json::to_vec(body);
-    bytes.map(Bytes::from).map_err(|error| Failure::new(Code::Internal, format!("the request can't be written as JSON: {error}")))
+    bytes.map(Bytes::from).map_err(|error| {
+        Failure::new(Code::Internal, format!("the request can't be written as JSON: {error}"))
+    })
 }
 
 async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, Failure> {
@@ -175,7 +200,10 @@ async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, 
 async fn collect(response: Response<Incoming>) -> Result<Bytes, Failure> {
     let collected = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     let collected = collected.map_err(|error| {
-        Failure::new(Code::AgentUnreachable, format!("the agent's answer broke off: {error}; the request may have been carried out"))
+        Failure::new(
+            Code::AgentUnreachable,
+            format!("the agent's answer broke off: {error}; the request may have been carried out"),
+        )
     })?;
     Ok(collected.to_bytes())
 }
@@ -188,12 +216,20 @@ async fn refusal(response: Response<Incoming>) -> Failure {
     };
     match serde_json::from_slice::<ErrorBody>(&body) {
         Ok(error) => Failure::new(error.code.parse().unwrap_or(Code::Internal), error.message),
-        Err(_) => Failure::new(Code::BadRequest, format!("the agent refused with {status} and without a reason; do agent and command have the same version?")),
+        Err(_) => Failure::new(
+            Code::BadRequest,
+            format!(
+                "the agent refused with {status} and without a reason; do agent and command have the same version?"
+            ),
+        ),
     }
 }
 
 fn lost(error: &hyper::Error) -> Failure {
-    Failure::new(Code::AgentUnreachable, format!("the connection to the agent broke off: {error}; the request may have been carried out"))
+    Failure::new(
+        Code::AgentUnreachable,
+        format!("the connection to the agent broke off: {error}; the request may have been carried out"),
+    )
 }
 
 /// Takes one whole event off the front; `Some(Ok(None))` is a comment that only keeps the connection alive.
@@ -202,7 +238,8 @@ fn take_event<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<Optio
     let event: Vec<u8> = pending.drain(..end + 2).collect();
     let text = String::from_utf8_lossy(&event);
     let name = text.lines().find_map(|line| line.strip_prefix("event:")).map(str::trim);
-    let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
+    let data: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
     if data.is_empty() {
         return Some(Ok(None));
     }
@@ -215,7 +252,9 @@ fn take_event<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<Optio
         return Some(Err(failure));
     }
     let value = serde_json::from_str(&data);
-    Some(value.map(Some).map_err(|error| Failure::new(Code::BadRequest, format!("the agent sent an event that can't be understood: {error}"))))
+    Some(value.map(Some).map_err(|error| {
+        Failure::new(Code::BadRequest, format!("the agent sent an event that can't be understood: {error}"))
+    }))
 }
 
 #[cfg(test)]
@@ -224,10 +263,14 @@ mod tests {
 
     #[test]
     fn events_are_taken_whole_and_comments_skipped() {
-        let mut pending = b": alive\n\ndata: 5\n\nevent: error\ndata: {\"code\":\"SF-0010\",\"message\":\"no\"}\n\ndata: 6".to_vec();
+        let mut pending =
+            b": alive\n\ndata: 5\n\nevent: error\ndata: {\"code\":\"SF-0010\",\"message\":\"no\"}\n\ndata: 6"
+                .to_vec();
         assert!(matches!(take_event::<u32>(&mut pending), Some(Ok(None))));
         assert!(matches!(take_event::<u32>(&mut pending), Some(Ok(Some(5)))));
-        let Some(Err(failure)) = take_event::<u32>(&mut pending) else { panic!("an error event is a failure") };
+        let Some(Err(failure)) = take_event::<u32>(&mut pending) else {
+            panic!("an error event is a failure")
+        };
         assert_eq!(failure.code, Code::ContainerNotFound);
         assert!(take_event::<u32>(&mut pending).is_none());
     }

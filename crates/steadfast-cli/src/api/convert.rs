@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use steadfast_proto::catalog::{
-    CheckpointRef, ContainerRow, ContainerSpec, ContainerState, Desired, Exit, Restart, Root, View, ViewReason,
+    CheckpointRef, ContainerRow, ContainerSpec, ContainerState, Desired, Exit, Restart, Root, View,
+    ViewReason,
 };
 use steadfast_proto::ids::NodeId;
 
 use super::types;
-use crate::failure::Failure;
-use crate::config::source::{Given, Problems};
 use crate::codes::Code;
+use crate::config::source::{Given, Problems};
+use crate::failure::Failure;
 use crate::spec::RawSpec;
 
 /// The nodes' names by id.
@@ -31,7 +32,13 @@ pub fn now_unix_ms() -> u64 {
 }
 
 /// A row as the API shows it.
-pub fn container(row: &ContainerRow, revision: u64, names: &Names, view: Option<&View>, now_unix_ms: u64) -> types::Container {
+pub fn container(
+    row: &ContainerRow,
+    revision: u64,
+    names: &Names,
+    view: Option<&View>,
+    now_unix_ms: u64,
+) -> types::Container {
     let latest = row.latest.as_ref().map(|latest| checkpoint(row, latest, names));
     let (state, reason) = state(row);
     let live = |copy: &&NodeId| view.is_none_or(|view| view.members.contains_key(copy));
@@ -59,7 +66,9 @@ pub fn container(row: &ContainerRow, revision: u64, names: &Names, view: Option<
 fn state(row: &ContainerRow) -> (&'static str, Option<String>) {
     let stopping = matches!(row.desired, Desired::Stop { .. });
     match &row.state {
-        ContainerState::Starting | ContainerState::Running | ContainerState::Recovering if stopping => ("stopping", None),
+        ContainerState::Starting | ContainerState::Running | ContainerState::Recovering if stopping => {
+            ("stopping", None)
+        }
         ContainerState::Starting => ("starting", None),
         ContainerState::Running => ("running", None),
         ContainerState::Recovering => {
@@ -84,7 +93,8 @@ fn exit_reason(exit: Exit) -> Option<String> {
 pub fn checkpoint(row: &ContainerRow, checkpoint: &CheckpointRef, names: &Names) -> types::Checkpoint {
     let latest = row.latest.as_ref().is_some_and(|latest| latest.number == checkpoint.number);
     let copies = checkpoint.copies.iter();
-    let copies = copies.map(|copy| types::Copy { node: node_name(names, *copy), state: "held".to_owned() }).collect();
+    let copies =
+        copies.map(|copy| types::Copy { node: node_name(names, *copy), state: "held".to_owned() }).collect();
     let frozen = Duration::from_micros(checkpoint.frozen_us);
     types::Checkpoint {
         container: row.spec.name.clone(),
@@ -118,7 +128,8 @@ fn view_reason(reason: &ViewReason, names: &Names) -> String {
         ViewReason::Grantor(node) => format!("{} became a grantor of leases", node_name(names, *node)),
         ViewReason::Removed(removed) => {
             let each = removed.iter().map(|(node, accusers)| {
-                let accusers: Vec<String> = accusers.iter().map(|accuser| node_name(names, *accuser)).collect();
+                let accusers: Vec<String> =
+                    accusers.iter().map(|accuser| node_name(names, *accuser)).collect();
                 format!("{} was removed, accused by {}", node_name(names, *node), accusers.join(", "))
             });
             each.collect::<Vec<_>>().join("; ")
@@ -132,7 +143,9 @@ pub fn spec(spec: &ContainerSpec) -> types::Spec {
         let mode = if volume.read_only { ":ro" } else { "" };
         format!("{}:{}{mode}", volume.source, volume.target)
     });
-    let every = spec.every_ms.map(|every_ms| humantime::format_duration(Duration::from_millis(u64::from(every_ms))).to_string());
+    let every = spec
+        .every_ms
+        .map(|every_ms| humantime::format_duration(Duration::from_millis(u64::from(every_ms))).to_string());
     types::Spec {
         name: Some(spec.name.clone()),
         command: spec.command.clone(),
@@ -149,19 +162,25 @@ pub fn spec(spec: &ContainerSpec) -> types::Spec {
         cpu: spec.cpu_milli_max.map(|milli| (f64::from(milli) / 1000.0).to_string()),
         every: Some(every.unwrap_or_else(|| "never".to_owned()).replace(' ', "")),
         protection: Some(format!("mirror({})", spec.copies)),
-        restart: Some(match spec.restart {
-            Restart::No => "no",
-            Restart::Latest => "latest",
-            Restart::Fresh => "fresh",
-        }.to_owned()),
+        restart: Some(
+            match spec.restart {
+                Restart::No => "no",
+                Restart::Latest => "latest",
+                Restart::Fresh => "fresh",
+            }
+            .to_owned(),
+        ),
     }
 }
 
 /// Checks a spec that came through the API: the same rules and words as for the file.
 pub fn checked_spec(spec: types::Spec) -> Result<ContainerSpec, Failure> {
     let given = |key: &'static str, text: Option<String>| text.map(|text| Given::flag(key, text));
-    let each = |key: &'static str, texts: Vec<String>| texts.into_iter().map(|text| Given::flag(key, text)).collect::<Vec<_>>();
-    let pairs = spec.environment.into_iter().map(|(key, value)| (key, Given::flag("spec.environment", value)));
+    let each = |key: &'static str, texts: Vec<String>| {
+        texts.into_iter().map(|text| Given::flag(key, text)).collect::<Vec<_>>()
+    };
+    let pairs =
+        spec.environment.into_iter().map(|(key, value)| (key, Given::flag("spec.environment", value)));
     let raw = RawSpec {
         name: given("spec.name", spec.name),
         command: Some(each("spec.command", spec.command)),
@@ -193,13 +212,19 @@ mod tests {
     fn a_spec_survives_the_api() {
         let checked = load(Some(("example", EXAMPLE)), RawSpec::default()).unwrap();
         assert_eq!(checked_spec(spec(&checked)).unwrap(), checked);
-        let never = ContainerSpec { every_ms: None, memory_bytes_max: Some(1_234_567), cpu_milli_max: Some(250), ..checked };
+        let never = ContainerSpec {
+            every_ms: None,
+            memory_bytes_max: Some(1_234_567),
+            cpu_milli_max: Some(250),
+            ..checked
+        };
         assert_eq!(checked_spec(spec(&never)).unwrap(), never);
     }
 
     #[test]
     fn a_wrong_field_of_a_body_is_named() {
-        let spec = types::Spec { command: vec!["x".into()], every: Some("10".into()), ..types::Spec::default() };
+        let spec =
+            types::Spec { command: vec!["x".into()], every: Some("10".into()), ..types::Spec::default() };
         let failure = checked_spec(spec).unwrap_err();
         assert_eq!(failure.code, Code::SpecInvalid);
         assert!(failure.message.starts_with("spec.every: \"10\" has no unit"), "{}", failure.message);

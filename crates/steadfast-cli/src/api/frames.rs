@@ -51,7 +51,10 @@ impl Frame {
         let [kind, a, b, c, d] = head;
         let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
         if length > PAYLOAD_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes, more than {PAYLOAD_BYTES_MAX}")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a frame of {length} bytes, more than {PAYLOAD_BYTES_MAX}"),
+            ));
         }
         let mut payload = vec![0u8; length];
         reader.read_exact(&mut payload).await?;
@@ -74,7 +77,8 @@ impl Frame {
     }
 
     fn decode(kind: u8, payload: Vec<u8>) -> io::Result<Frame> {
-        let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("a malformed frame of kind {kind}"));
+        let malformed =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("a malformed frame of kind {kind}"));
         Ok(match kind {
             0 => Frame::Stdin(payload.into()),
             1 => Frame::Stdout(payload.into()),
@@ -101,8 +105,13 @@ mod tests {
     #[test]
     fn frames_survive_the_wire() {
         block_on(async {
-            let frames =
-                [Frame::Stdin(Bytes::from_static(b"ls\n")), Frame::Stdin(Bytes::new()), Frame::Resize(24, 80), Frame::Exit(-1), Frame::Failed("no".into())];
+            let frames = [
+                Frame::Stdin(Bytes::from_static(b"ls\n")),
+                Frame::Stdin(Bytes::new()),
+                Frame::Resize(24, 80),
+                Frame::Exit(-1),
+                Frame::Failed("no".into()),
+            ];
             let mut wire = Vec::new();
             for frame in &frames {
                 frame.write(&mut wire).await.unwrap();

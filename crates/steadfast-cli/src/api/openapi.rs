@@ -48,16 +48,58 @@ pub const OPERATIONS: &[Operation] = &[
     get("/v1/nodes", "Every node", Answer::Many("Node")),
     post("/v1/invites", "Make a one-time token for one new node", "InviteRequest", Answer::One("Invitation")),
     get("/v1/containers", "Every container", Answer::Many("Container")),
-    post("/v1/containers", "Run a program as a container; follow its changes until it runs", "RunRequest", Answer::One("Container")),
+    post(
+        "/v1/containers",
+        "Run a program as a container; follow its changes until it runs",
+        "RunRequest",
+        Answer::One("Container"),
+    ),
     get("/v1/containers/{name}", "One container", Answer::One("Container")),
-    Operation { method: "delete", query: &["force"], ..get("/v1/containers/{name}", "Remove a container with its checkpoints", Answer::One("Done")) },
-    get("/v1/containers/{name}/changes", "The container now and after each change", Answer::Events("Container")),
-    post("/v1/containers/{name}/stop", "Stop a container; follow its changes until it is stopped", "StopRequest", Answer::One("Container")),
-    post("/v1/containers/{name}/restore", "Restart a container from a checkpoint", "RestoreRequest", Answer::One("Container")),
-    get("/v1/containers/{name}/checkpoints", "Its committed checkpoints, and where their copies are", Answer::Many("Checkpoint")),
-    Operation { method: "post", ..get("/v1/containers/{name}/checkpoints", "Take a checkpoint now; answers when it is committed", Answer::One("Checkpoint")) },
-    Operation { query: &["follow", "tail"], ..get("/v1/containers/{name}/logs", "What it printed", Answer::Events("LogLine")) },
-    post("/v1/containers/{name}/exec", "Run a command inside (upgrade: steadfast-exec/1)", "ExecRequest", Answer::Upgrade),
+    Operation {
+        method: "delete",
+        query: &["force"],
+        ..get("/v1/containers/{name}", "Remove a container with its checkpoints", Answer::One("Done"))
+    },
+    get(
+        "/v1/containers/{name}/changes",
+        "The container now and after each change",
+        Answer::Events("Container"),
+    ),
+    post(
+        "/v1/containers/{name}/stop",
+        "Stop a container; follow its changes until it is stopped",
+        "StopRequest",
+        Answer::One("Container"),
+    ),
+    post(
+        "/v1/containers/{name}/restore",
+        "Restart a container from a checkpoint",
+        "RestoreRequest",
+        Answer::One("Container"),
+    ),
+    get(
+        "/v1/containers/{name}/checkpoints",
+        "Its committed checkpoints, and where their copies are",
+        Answer::Many("Checkpoint"),
+    ),
+    Operation {
+        method: "post",
+        ..get(
+            "/v1/containers/{name}/checkpoints",
+            "Take a checkpoint now; answers when it is committed",
+            Answer::One("Checkpoint"),
+        )
+    },
+    Operation {
+        query: &["follow", "tail"],
+        ..get("/v1/containers/{name}/logs", "What it printed", Answer::Events("LogLine"))
+    },
+    post(
+        "/v1/containers/{name}/exec",
+        "Run a command inside (upgrade: steadfast-exec/1)",
+        "ExecRequest",
+        Answer::Upgrade,
+    ),
     get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
     get("/v1/openapi.json", "This document", Answer::One("Object")),
 ];
@@ -79,11 +121,18 @@ pub fn document() -> String {
             "delete" => HttpMethod::Delete,
             _ => HttpMethod::Get,
         };
-        paths = paths.path(operation.path, PathItemBuilder::new().operation(method, described(operation)).build());
+        paths = paths
+            .path(operation.path, PathItemBuilder::new().operation(method, described(operation)).build());
     }
     let about = "JSON over HTTP on the agent's Unix socket, owner only. Every refusal is an ErrorBody.";
     let document = OpenApiBuilder::new()
-        .info(InfoBuilder::new().title("Steadfast").version(env!("CARGO_PKG_VERSION")).description(Some(about)).build())
+        .info(
+            InfoBuilder::new()
+                .title("Steadfast")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some(about))
+                .build(),
+        )
         .paths(paths.build())
         .components(Some(components()))
         .build();
@@ -94,17 +143,27 @@ pub fn document() -> String {
 fn described(operation: &Operation) -> utoipa::openapi::path::Operation {
     let mut described = OperationBuilder::new().summary(Some(operation.summary));
     if operation.path.contains("{name}") {
-        described = described.parameter(ParameterBuilder::new().name("name").parameter_in(ParameterIn::Path).required(Required::True).description(Some("the container's name")));
+        described = described.parameter(
+            ParameterBuilder::new()
+                .name("name")
+                .parameter_in(ParameterIn::Path)
+                .required(Required::True)
+                .description(Some("the container's name")),
+        );
     }
     for name in operation.query {
-        described = described.parameter(ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query).required(Required::False));
+        described = described.parameter(
+            ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query).required(Required::False),
+        );
     }
     if let Some(body) = operation.body {
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(body))).build();
-        described = described.request_body(Some(RequestBodyBuilder::new().content("application/json", content).build()));
+        described = described
+            .request_body(Some(RequestBodyBuilder::new().content("application/json", content).build()));
     }
     let error = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
-    let refused = ResponseBuilder::new().description("refused; nothing is changed").content("application/json", error);
+    let refused =
+        ResponseBuilder::new().description("refused; nothing is changed").content("application/json", error);
     let (status, answer) = answered(operation.answer);
     described.responses(ResponsesBuilder::new().response(status, answer).response("default", refused)).build()
 }
@@ -124,9 +183,17 @@ fn answered(answer: Answer) -> (&'static str, utoipa::openapi::Response) {
         }
         Answer::Events(name) => {
             let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
-            ("200", response.description("one value per event; an event named `error` is an ErrorBody and the last").content("text/event-stream", content).build())
+            (
+                "200",
+                response
+                    .description("one value per event; an event named `error` is an ErrorBody and the last")
+                    .content("text/event-stream", content)
+                    .build(),
+            )
         }
-        Answer::Upgrade => ("101", response.description("the connection carries the framed stream from here on").build()),
+        Answer::Upgrade => {
+            ("101", response.description("the connection carries the framed stream from here on").build())
+        }
     }
 }
 
@@ -140,7 +207,8 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<types::Heard>(add::<types::LocalContainer>(add::<types::Happening>(components)));
     let components = add::<types::Node>(add::<types::Spec>(add::<types::RunRequest>(components)));
     let components = add::<types::Container>(add::<types::Checkpoint>(add::<types::Copy>(components)));
-    let components = add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
+    let components =
+        add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
     let components = add::<types::Invitation>(add::<types::LogLine>(add::<types::ExecRequest>(components)));
     add::<types::Done>(components).build()
 }

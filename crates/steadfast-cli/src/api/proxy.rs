@@ -21,9 +21,14 @@ const PASSED_ON: HeaderName = HeaderName::from_static("steadfast-passed-on");
 pub async fn pass_on(agent: &Agent, owner: NodeId, mut request: Request) -> Result<Response, Failure> {
     let name = agent.node_name(owner);
     if request.headers().contains_key(&PASSED_ON) {
-        return Err(Failure::new(Code::PeerUnreachable, format!("the container moved to {name} just now; try again")));
+        return Err(Failure::new(
+            Code::PeerUnreachable,
+            format!("the container moved to {name} just now; try again"),
+        ));
     }
-    let unreachable = |error: String| Failure::new(Code::PeerUnreachable, format!("{name}, which must do this, can't be reached: {error}"));
+    let unreachable = |error: String| {
+        Failure::new(Code::PeerUnreachable, format!("{name}, which must do this, can't be reached: {error}"))
+    };
     let stream = agent.peers.connect_api(owner).await.map_err(|error| unreachable(error.to_string()))?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| unreachable(error.to_string()))?;
@@ -53,7 +58,10 @@ pub fn upgrade_of(request: &mut Request) -> Result<OnUpgrade, Failure> {
     let asked = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let protocol = super::client::EXEC_PROTOCOL;
     if asked.as_deref() != Some(protocol) {
-        return Err(Failure::new(Code::BadRequest, format!("this path needs the headers `connection: upgrade` and `upgrade: {protocol}`")));
+        return Err(Failure::new(
+            Code::BadRequest,
+            format!("this path needs the headers `connection: upgrade` and `upgrade: {protocol}`"),
+        ));
     }
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     upgrade.ok_or_else(|| Failure::new(Code::BadRequest, "this connection can't be upgraded"))

@@ -52,7 +52,9 @@ pub fn router(agent: Arc<Agent>) -> Router {
 /// The API of an agent that waits for `init` or `join`.
 pub fn waiting_router(data: String) -> Router {
     let refuse = move || {
-        let message = format!("this node belongs to no cluster yet: run `steadfast init NAME` or `steadfast join TOKEN` (data folder {data})");
+        let message = format!(
+            "this node belongs to no cluster yet: run `steadfast init NAME` or `steadfast join TOKEN` (data folder {data})"
+        );
         async move { Failure::new(Code::NotConfigured, message).into_response() }
     };
     Router::new().route("/v1/openapi.json", get(openapi)).fallback(refuse)
@@ -60,7 +62,8 @@ pub fn waiting_router(data: String) -> Router {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = ErrorBody { code: self.code.to_string(), message: self.message };
         (status, axum::Json(body)).into_response()
     }
@@ -73,7 +76,9 @@ fn json<T: Serialize>(value: &T) -> Answer {
 /// Reads a JSON body; what is wrong with it is said by field.
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
     let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
-    let bytes = bytes.map_err(|error| Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible")))?;
+    let bytes = bytes.map_err(|error| {
+        Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible"))
+    })?;
     let bytes = bytes.to_bytes();
     let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
     serde_json::from_slice(text).map_err(|error| Failure::new(Code::BadRequest, format!("the body: {error}")))
@@ -102,7 +107,7 @@ async fn run(State(agent): Shared, request: Request) -> Answer {
 }
 
 async fn container(State(agent): Shared, Path(name): Path<String>) -> Answer {
-    let (row, version) = agent.rows.container(&name).await?;
+    let (row, version) = agent.rows.container_or_stale(&name).await?;
     json(&agent.shown(&row, version))
 }
 
@@ -151,7 +156,9 @@ async fn changes(State(agent): Shared, Path(name): Path<String>) -> Answer {
             let mut follow = follow?;
             match follow.next().await {
                 Ok(Some((row, version))) => Some((Ok(agent.shown(&row, version)), Some(follow))),
-                Ok(None) => Some((Err(Failure::new(Code::ContainerNotFound, format!("{name} was removed"))), None)),
+                Ok(None) => {
+                    Some((Err(Failure::new(Code::ContainerNotFound, format!("{name} was removed"))), None))
+                }
                 Err(failure) => Some((Err(failure), None)),
             }
         }
@@ -166,8 +173,13 @@ struct LogsQuery {
     tail: Option<u32>,
 }
 
-async fn logs(State(agent): Shared, Path(name): Path<String>, query: Parameters<LogsQuery>, request: Request) -> Answer {
-    let (row, _) = agent.rows.container(&name).await?;
+async fn logs(
+    State(agent): Shared,
+    Path(name): Path<String>,
+    query: Parameters<LogsQuery>,
+    request: Request,
+) -> Answer {
+    let (row, _) = agent.rows.container_or_stale(&name).await?;
     if row.owner != agent.id {
         return proxy::pass_on(&agent, row.owner, request).await;
     }
@@ -176,7 +188,7 @@ async fn logs(State(agent): Shared, Path(name): Path<String>, query: Parameters<
 }
 
 async fn exec(State(agent): Shared, Path(name): Path<String>, mut request: Request) -> Answer {
-    let (row, _) = agent.rows.container(&name).await?;
+    let (row, _) = agent.rows.container_or_stale(&name).await?;
     if row.owner != agent.id {
         return proxy::pass_on(&agent, row.owner, request).await;
     }
@@ -198,7 +210,8 @@ async fn openapi() -> Response {
 
 async fn unknown_path(request: Request) -> Failure {
     let path = request.uri().path().to_owned();
-    let known = ["/v1/status", "/v1/nodes", "/v1/invites", "/v1/containers", "/v1/checkpoints", "/v1/openapi.json"];
+    let known =
+        ["/v1/status", "/v1/nodes", "/v1/invites", "/v1/containers", "/v1/checkpoints", "/v1/openapi.json"];
     let hint = nearest(&path, known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
     Failure::new(Code::BadRequest, format!("nothing is at {} {path}{hint}", request.method()))
 }
@@ -212,7 +225,13 @@ where
     let stream = stream.map(|item| {
         let (name, data) = match item {
             Ok(value) => (None, serde_json::to_string(&value)),
-            Err(failure) => (Some("error"), serde_json::to_string(&ErrorBody { code: failure.code.to_string(), message: failure.message })),
+            Err(failure) => (
+                Some("error"),
+                serde_json::to_string(&ErrorBody {
+                    code: failure.code.to_string(),
+                    message: failure.message,
+                }),
+            ),
         };
         let event = Event::default().data(data.unwrap_or_default());
         Ok::<Event, Infallible>(match name {
@@ -229,8 +248,61 @@ struct Parameters<T>(T);
 impl<T: DeserializeOwned + Send> axum::extract::FromRequestParts<Arc<Agent>> for Parameters<T> {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &Arc<Agent>) -> Result<Self, Failure> {
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        _: &Arc<Agent>,
+    ) -> Result<Self, Failure> {
         let query = Query::<T>::try_from_uri(&parts.uri);
-        query.map(|Query(value)| Parameters(value)).map_err(|error| Failure::new(Code::BadRequest, format!("the query of {}: {}", parts.uri.path(), error.body_text())))
+        query.map(|Query(value)| Parameters(value)).map_err(|error| {
+            Failure::new(
+                Code::BadRequest,
+                format!("the query of {}: {}", parts.uri.path(), error.body_text()),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::openapi::OPERATIONS;
+
+    #[test]
+    fn every_route_is_described_and_every_description_has_a_route() {
+        let source = include_str!("server.rs");
+        let routes = source.split(".with_state(agent)").next().unwrap();
+        for operation in OPERATIONS {
+            let line = routes.lines().find(|line| line.contains(&format!("\"{}\"", operation.path)));
+            let line = line.unwrap_or_else(|| panic!("{} has no route", operation.path));
+            assert!(
+                line.contains(&format!("{}(", operation.method)),
+                "{} {} has no route",
+                operation.method,
+                operation.path
+            );
+        }
+        for path in routes.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            assert!(OPERATIONS.iter().any(|operation| operation.path == path), "{path} is not described");
+        }
+    }
+
+    #[test]
+    fn a_waiting_agent_refuses_with_what_to_run() {
+        let answer = crate::commands::block_on(async {
+            let router = waiting_router("/var/lib/steadfast".to_owned());
+            let folder = tempfile::tempdir().unwrap();
+            let socket = folder.path().join("s");
+            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            let client = crate::api::client::Client::new(&socket);
+            let status: Result<crate::api::types::Status, Failure> = client.get("/v1/status").await;
+            let document: Result<serde_json::Value, Failure> = client.get("/v1/openapi.json").await;
+            (status, document)
+        })
+        .unwrap();
+        let refused = answer.0.unwrap_err();
+        assert_eq!(refused.code, Code::NotConfigured);
+        assert!(refused.message.contains("steadfast init"), "{refused}");
+        assert_eq!(answer.1.unwrap()["info"]["title"], "Steadfast");
     }
 }

@@ -37,7 +37,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     crate::logging::start(context.log_format, context.log.as_deref())?;
     let config = config::load(args.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::new(Code::DiskFailed, format!("can't start the runtime: {error}")))?;
+    let runtime = runtime
+        .map_err(|error| Failure::new(Code::DiskFailed, format!("can't start the runtime: {error}")))?;
     let outcome = runtime.block_on(crate::agent::run(config));
     // Blocking calls into runc may still be under way; the shims outlive us in any case.
     runtime.shutdown_background();

@@ -24,7 +24,9 @@ use crate::output::table;
 /// tmpfs, control groups. With a process id that program is looked at too. With a command it is started, looked at
 /// for a second, and ended again. Exit code 0 when all qualifies.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast check\n  steadfast check 4711\n  steadfast check redis-server --save ''\n  steadfast -o json check | jq '.[] | select(.verdict != \"ok\")'")]
+#[command(
+    after_help = "Examples:\n  steadfast check\n  steadfast check 4711\n  steadfast check redis-server --save ''\n  steadfast -o json check | jq '.[] | select(.verdict != \"ok\")'"
+)]
 pub struct Args {
     /// A process id, or a command with its arguments
     #[arg(value_name = "PID or CMD", trailing_var_arg = true, allow_hyphen_values = true)]
@@ -50,7 +52,12 @@ impl Finding {
     }
 
     fn missing(what: &str, detail: impl Into<String>, remedy: &str) -> Finding {
-        Finding { what: what.to_owned(), verdict: "missing", detail: detail.into(), remedy: remedy.to_owned() }
+        Finding {
+            what: what.to_owned(),
+            verdict: "missing",
+            detail: detail.into(),
+            remedy: remedy.to_owned(),
+        }
     }
 
     fn warning(what: &str, detail: impl Into<String>, remedy: &str) -> Finding {
@@ -60,7 +67,8 @@ impl Finding {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Failure> {
     let mut progress = context.output.progress("looking at this machine");
-    let mut findings = vec![root(), capabilities(), kernel(), runc(), cgroups(), tmpfs(), overlay(), nftables()];
+    let mut findings =
+        vec![root(), capabilities(), kernel(), runc(), cgroups(), tmpfs(), overlay(), nftables()];
     progress.step("testing CRIU: a dump and a restore of a process with an open connection");
     findings.push(criu(args.criu.as_deref()));
     if let Some(first) = args.program.first() {
@@ -74,7 +82,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Failure> {
     context.output.data(&findings, |findings| {
         table(
             ["CHECKED", "VERDICT", "DETAIL", "WHAT TO DO"],
-            findings.iter().map(|one| [one.what.clone(), one.verdict.to_owned(), one.detail.clone(), one.remedy.clone()]),
+            findings.iter().map(|one| {
+                [one.what.clone(), one.verdict.to_owned(), one.detail.clone(), one.remedy.clone()]
+            }),
         )
     });
     let missing = findings.iter().filter(|finding| finding.verdict == "missing").count();
@@ -113,17 +123,29 @@ fn capabilities() -> Finding {
         .map(|(_, name, need)| format!("CAP_{name} ({need})"))
         .collect();
     // A restore works without the last two where root has SYS_ADMIN.
-    let essential = CAPABILITIES.iter().filter(|(bit, ..)| ![25, 40].contains(bit)).all(|(bit, ..)| set & (1 << bit) != 0);
+    let essential = CAPABILITIES
+        .iter()
+        .filter(|(bit, ..)| ![25, 40].contains(bit))
+        .all(|(bit, ..)| set & (1 << bit) != 0);
     match (absent.is_empty(), essential) {
         (true, _) => Finding::ok("capabilities", "all that are needed"),
-        (false, true) => Finding::warning("capabilities", format!("without {}", absent.join(", ")), "give them if the CRIU test below fails"),
-        (false, false) => Finding::missing("capabilities", format!("without {}", absent.join(", ")), "run outside this sandbox, or give it these capabilities"),
+        (false, true) => Finding::warning(
+            "capabilities",
+            format!("without {}", absent.join(", ")),
+            "give them if the CRIU test below fails",
+        ),
+        (false, false) => Finding::missing(
+            "capabilities",
+            format!("without {}", absent.join(", ")),
+            "run outside this sandbox, or give it these capabilities",
+        ),
     }
 }
 
 fn kernel() -> Finding {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+    let mut numbers =
+        release.split(|letter: char| !letter.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if (major, minor) >= (5, 10) {
         return Finding::ok("kernel", release);
@@ -137,7 +159,11 @@ fn runc() -> Finding {
     };
     match first_line(Command::new(&path).arg("--version")) {
         Ok(version) => Finding::ok("runc", format!("{version} ({})", path.display())),
-        Err(reason) => Finding::missing("runc", format!("{} does not start: {reason}", path.display()), "apt-get install --reinstall runc"),
+        Err(reason) => Finding::missing(
+            "runc",
+            format!("{} does not start: {reason}", path.display()),
+            "apt-get install --reinstall runc",
+        ),
     }
 }
 
@@ -149,8 +175,17 @@ fn criu(named: Option<&Path>) -> Finding {
     };
     match self_test::self_test(&path) {
         Ok(passed) => {
-            let version = find::version(&path).map(|(major, minor, patch)| format!("{major}.{minor}.{patch}")).unwrap_or_default();
-            Finding::ok("CRIU", format!("{version} dumped and restored a connection in {} ms ({})", passed.elapsed.as_millis(), path.display()))
+            let version = find::version(&path)
+                .map(|(major, minor, patch)| format!("{major}.{minor}.{patch}"))
+                .unwrap_or_default();
+            Finding::ok(
+                "CRIU",
+                format!(
+                    "{version} dumped and restored a connection in {} ms ({})",
+                    passed.elapsed.as_millis(),
+                    path.display()
+                ),
+            )
         }
         Err(error) => Finding::missing("CRIU", error.to_string(), remedy),
     }
@@ -168,19 +203,37 @@ fn cgroups() -> Finding {
         // Made by this very call, so it is empty.
         let _ = std::fs::remove_dir(&trial);
         return match (made, freezes) {
-            (Ok(()), true) => Finding::ok("control groups", format!("version 2 with freezer at {}", tree.display())),
-            (Ok(()), false) => Finding::missing("control groups", "version 2 without freezer", "boot a kernel of 5.2 or later"),
-            (Err(error), _) => Finding::missing("control groups", format!("{} can't be written: {error}", tree.display()), "run as root, outside a sandbox"),
+            (Ok(()), true) => {
+                Finding::ok("control groups", format!("version 2 with freezer at {}", tree.display()))
+            }
+            (Ok(()), false) => Finding::missing(
+                "control groups",
+                "version 2 without freezer",
+                "boot a kernel of 5.2 or later",
+            ),
+            (Err(error), _) => Finding::missing(
+                "control groups",
+                format!("{} can't be written: {error}", tree.display()),
+                "run as root, outside a sandbox",
+            ),
         };
     }
-    Finding::missing("control groups", "no version 2 tree is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1")
+    Finding::missing(
+        "control groups",
+        "no version 2 tree is mounted",
+        "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
+    )
 }
 
 fn tmpfs() -> Finding {
     if agent::is_tmpfs(Path::new("/run")) {
         return Finding::ok("/run on a tmpfs", "yes");
     }
-    Finding::warning("/run on a tmpfs", "no", "mount -t tmpfs tmpfs /run, or name another tmpfs: [container] run = \"/PATH\"")
+    Finding::warning(
+        "/run on a tmpfs",
+        "no",
+        "mount -t tmpfs tmpfs /run, or name another tmpfs: [container] run = \"/PATH\"",
+    )
 }
 
 fn overlay() -> Finding {
@@ -194,10 +247,17 @@ fn overlay() -> Finding {
 fn nftables() -> Finding {
     const TRIAL: &str = "add table inet trial\nadd set inet trial lease { type inet_service; flags timeout; }\nadd element inet trial lease { 1 timeout 1s }\n";
     let remedy = "apt-get install nftables util-linux";
-    let child = Command::new("unshare").args(["--net", "nft", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let child = Command::new("unshare")
+        .args(["--net", "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut child = match child {
         Ok(child) => child,
-        Err(error) => return Finding::missing("nftables", format!("unshare does not start: {error}"), remedy),
+        Err(error) => {
+            return Finding::missing("nftables", format!("unshare does not start: {error}"), remedy);
+        }
     };
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ended already is seen by its status.
@@ -207,7 +267,11 @@ fn nftables() -> Finding {
         Ok(output) if output.status.success() => Finding::ok("nftables", "a set with time-outs works"),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            Finding::missing("nftables", format!("a set with time-outs can't be made: {}", said.lines().next().unwrap_or("no reason")), remedy)
+            Finding::missing(
+                "nftables",
+                format!("a set with time-outs can't be made: {}", said.lines().next().unwrap_or("no reason")),
+                remedy,
+            )
         }
         Err(error) => Finding::missing("nftables", error.to_string(), remedy),
     }
@@ -221,7 +285,9 @@ fn program(pid: u32) -> Result<Vec<Finding>, Failure> {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let what = format!("program {} ({pid})", name.trim());
     let pids = with_descendants(pid);
-    let found = preflight(&pids, false).map_err(|error| Failure::new(Code::CheckpointFailed, format!("process {pid} can't be looked at: {error}")))?;
+    let found = preflight(&pids, false).map_err(|error| {
+        Failure::new(Code::CheckpointFailed, format!("process {pid} can't be looked at: {error}"))
+    })?;
     if found.is_empty() {
         return Ok(vec![Finding::ok(&what, "nothing in it stands against a checkpoint")]);
     }
@@ -233,13 +299,18 @@ fn program(pid: u32) -> Result<Vec<Finding>, Failure> {
 fn with_descendants(pid: u32) -> Vec<u32> {
     let mut parents: Vec<(u32, u32)> = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-        parents.extend(parent.and_then(|parent| parent.trim().parse().ok()).map(|parent: u32| (child, parent)));
+        parents
+            .extend(parent.and_then(|parent| parent.trim().parse().ok()).map(|parent: u32| (child, parent)));
     }
     let mut family = vec![pid];
-    while let Some((child, _)) = parents.iter().copied().find(|(child, parent)| family.contains(parent) && !family.contains(child)) {
+    while let Some((child, _)) =
+        parents.iter().copied().find(|(child, parent)| family.contains(parent) && !family.contains(child))
+    {
         family.push(child);
     }
     family
@@ -248,12 +319,28 @@ fn with_descendants(pid: u32) -> Vec<u32> {
 /// Starts a program, looks at it, ends it.
 fn trial(words: &[String]) -> Result<Vec<Finding>, Failure> {
     let Some((program_name, arguments)) = words.split_first() else { return Ok(Vec::new()) };
-    let child = Command::new(program_name).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let child = child.map_err(|error| Failure::new(Code::BadRequest, format!("{program_name:?} can't be started: {error}; name a program on the PATH, or a process id")))?;
+    let child = Command::new(program_name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let child = child.map_err(|error| {
+        Failure::new(
+            Code::BadRequest,
+            format!(
+                "{program_name:?} can't be started: {error}; name a program on the PATH, or a process id"
+            ),
+        )
+    })?;
     let mut child = Ended(child);
     std::thread::sleep(Duration::from_secs(1));
     if let Ok(Some(status)) = child.0.try_wait() {
-        return Ok(vec![Finding::warning(&format!("program {program_name}"), format!("it ended within a second ({status})"), "check it while it runs: steadfast check PID")]);
+        return Ok(vec![Finding::warning(
+            &format!("program {program_name}"),
+            format!("it ended within a second ({status})"),
+            "check it while it runs: steadfast check PID",
+        )]);
     }
     program(child.0.id())
 }

@@ -11,7 +11,9 @@ use crate::units;
 /// Committed means: whole copies are in the memory of other nodes and the catalog names it as the latest. The program
 /// goes on running, also when the checkpoint fails.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast checkpoint redis\n  steadfast -o json checkpoint redis | jq .frozen_ms")]
+#[command(
+    after_help = "Examples:\n  steadfast checkpoint redis\n  steadfast -o json checkpoint redis | jq .frozen_ms"
+)]
 pub struct Args {
     /// The container
     name: String,
@@ -31,7 +33,11 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         checkpoint.frozen_ms,
     ));
     if checkpoint.protection == "under-protected" {
-        context.output.say(&format!("warning: it is under-protected: {} of {} copies", on.len(), checkpoint.copies_wanted));
+        context.output.say(&format!(
+            "warning: it is under-protected: {} of {} copies",
+            on.len(),
+            checkpoint.copies_wanted
+        ));
     }
     context.output.data(&checkpoint, |checkpoint| checkpoint.number.to_string());
     Ok(())

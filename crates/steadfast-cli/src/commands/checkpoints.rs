@@ -14,7 +14,9 @@ use crate::units;
 /// Every holder is asked: a copy is held, gone, or unknown when the holder can't be asked. A checkpoint without any
 /// copy left is lost.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast checkpoints\n  steadfast checkpoints redis\n  steadfast -o json checkpoints | jq '.[] | select(.protection == \"lost\")'")]
+#[command(
+    after_help = "Examples:\n  steadfast checkpoints\n  steadfast checkpoints redis\n  steadfast -o json checkpoints | jq '.[] | select(.protection == \"lost\")'"
+)]
 pub struct Args {
     /// Only those of this container
     name: Option<String>,

@@ -7,7 +7,9 @@ use crate::failure::Failure;
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast completions bash > /etc/bash_completion.d/steadfast\n  steadfast completions zsh > ~/.zfunc/_steadfast")]
+#[command(
+    after_help = "Examples:\n  steadfast completions bash > /etc/bash_completion.d/steadfast\n  steadfast completions zsh > ~/.zfunc/_steadfast"
+)]
 pub struct Args {
     /// The shell
     shell: Shell,

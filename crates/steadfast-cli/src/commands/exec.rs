@@ -20,7 +20,9 @@ use crate::failure::Failure;
 ///
 /// Ends with the command's own exit code.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast exec redis -- redis-cli ping\n  steadfast exec -it redis -- sh\n  echo 'PING' | steadfast exec -i redis -- redis-cli")]
+#[command(
+    after_help = "Examples:\n  steadfast exec redis -- redis-cli ping\n  steadfast exec -it redis -- sh\n  echo 'PING' | steadfast exec -i redis -- redis-cli"
+)]
 pub struct Args {
     /// The container
     name: String,
@@ -37,7 +39,10 @@ pub struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<ExitCode, Failure> {
     if args.tty && !io::stdin().is_terminal() {
-        return Err(Failure::new(Code::BadRequest, "-t needs a terminal, and standard input is none; leave -t out"));
+        return Err(Failure::new(
+            Code::BadRequest,
+            "-t needs a terminal, and standard input is none; leave -t out",
+        ));
     }
     let path = format!("/v1/containers/{}/exec", segment(&args.name));
     let request = ExecRequest { command: args.command, stdin: args.interactive, tty: args.tty };
@@ -64,13 +69,23 @@ where
 {
     loop {
         let frame = Frame::read(&mut reader).await;
-        match frame.map_err(|error| Failure::new(Code::PeerUnreachable, format!("the connection to the container's node broke off: {error}")))? {
+        match frame.map_err(|error| {
+            Failure::new(
+                Code::PeerUnreachable,
+                format!("the connection to the container's node broke off: {error}"),
+            )
+        })? {
             Some(Frame::Stdout(bytes)) => write_out(io::stdout(), &bytes),
             Some(Frame::Stderr(bytes)) => write_out(io::stderr(), &bytes),
             Some(Frame::Exit(status)) => return Ok(ExitCode::from(u8::try_from(status & 0xff).unwrap_or(1))),
             Some(Frame::Failed(message)) => return Err(Failure::new(Code::NothingToExec, message)),
             Some(Frame::Stdin(_) | Frame::Resize(..)) => {}
-            None => return Err(Failure::new(Code::PeerUnreachable, "the container's node closed the connection before the command ended")),
+            None => {
+                return Err(Failure::new(
+                    Code::PeerUnreachable,
+                    "the container's node closed the connection before the command ended",
+                ));
+            }
         }
     }
 }

@@ -17,12 +17,15 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    let chosen: Vec<Code> = match &args.code {
-        Some(text) if !args.all => {
-            vec![text.parse().map_err(|error: codes::ParseCodeError| Failure::new(Code::CodeUnknown, error.to_string()))?]
-        }
-        Some(_) | None => Code::ALL.to_vec(),
-    };
+    let chosen: Vec<Code> =
+        match &args.code {
+            Some(text) if !args.all => {
+                vec![text.parse().map_err(|error: codes::ParseCodeError| {
+                    Failure::new(Code::CodeUnknown, error.to_string())
+                })?]
+            }
+            Some(_) | None => Code::ALL.to_vec(),
+        };
     let values: Vec<serde_json::Value> = chosen
         .iter()
         .map(|code| {
@@ -32,7 +35,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         .collect();
     context.output.data(&values, |_| {
         if args.all {
-            crate::output::table(["CODE", "EXIT", "MEANING"], chosen.iter().map(|code| [code.to_string(), code.exit().number().to_string(), code.title().to_owned()]))
+            crate::output::table(
+                ["CODE", "EXIT", "MEANING"],
+                chosen.iter().map(|code| {
+                    [code.to_string(), code.exit().number().to_string(), code.title().to_owned()]
+                }),
+            )
         } else {
             chosen.iter().map(|code| codes::page(*code)).collect::<Vec<_>>().join("\n").trim_end().to_owned()
         }

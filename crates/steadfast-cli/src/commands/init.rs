@@ -14,7 +14,9 @@ use crate::units;
 /// Makes the node's id, the cluster's certificate authority and keys, and a catalog with this node as its only voter.
 /// The agent must not be running; start it afterwards.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast init home && systemctl start steadfast\n  steadfast init lab --config node.toml --lease 450ms")]
+#[command(
+    after_help = "Examples:\n  steadfast init home && systemctl start steadfast\n  steadfast init lab --config node.toml --lease 450ms"
+)]
 pub struct Args {
     /// The cluster's name
     name: String,

@@ -12,7 +12,9 @@ use crate::failure::Failure;
 /// Makes this node's id, takes up the invitation, and stores the cluster's keys. The agent must not be running; start
 /// it afterwards. If it is interrupted, run it again with the same token.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast join sfj1-... && systemctl start steadfast\n  steadfast join \"$(cat token)\" --config node.toml")]
+#[command(
+    after_help = "Examples:\n  steadfast join sfj1-... && systemctl start steadfast\n  steadfast join \"$(cat token)\" --config node.toml"
+)]
 pub struct Args {
     /// The token
     token: String,
@@ -24,7 +26,10 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let config = config::load(args.config.as_deref())?;
     let joined = join::join(&config, &args.token).await?;
-    context.output.say(&format!("{} belongs to cluster {} now; start the agent to become a member", joined.node, joined.cluster));
+    context.output.say(&format!(
+        "{} belongs to cluster {} now; start the agent to become a member",
+        joined.node, joined.cluster
+    ));
     context.output.data(&joined, |joined| joined.node_id.clone());
     Ok(())
 }

@@ -14,7 +14,9 @@ use crate::failure::Failure;
 ///
 /// What it wrote to stdout comes on stdout, what it wrote to stderr on stderr.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast logs redis\n  steadfast logs -f --tail 20 redis\n  steadfast logs --time redis")]
+#[command(
+    after_help = "Examples:\n  steadfast logs redis\n  steadfast logs -f --tail 20 redis\n  steadfast logs --time redis"
+)]
 pub struct Args {
     /// The container
     name: String,

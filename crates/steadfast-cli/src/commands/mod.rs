@@ -62,7 +62,14 @@ Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 not found; 4 no quorum
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
     /// The agent's socket
-    #[arg(long, global = true, env = "STEADFAST_SOCKET", value_name = "PATH", default_value = "/var/lib/steadfast/steadfast.sock", hide_default_value = false)]
+    #[arg(
+        long,
+        global = true,
+        env = "STEADFAST_SOCKET",
+        value_name = "PATH",
+        default_value = "/var/lib/steadfast/steadfast.sock",
+        hide_default_value = false
+    )]
     pub socket: PathBuf,
     /// The form of data on stdout
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
@@ -175,6 +182,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
 /// Runs a command's future on this thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::new(Code::DiskFailed, format!("can't start the runtime: {error}")))?;
+    let runtime = runtime
+        .map_err(|error| Failure::new(Code::DiskFailed, format!("can't start the runtime: {error}")))?;
     Ok(runtime.block_on(future))
 }

@@ -8,7 +8,9 @@ use crate::units;
 
 /// List the nodes of the cluster
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast nodes\n  steadfast -o json nodes | jq -r '.[] | select(.state == \"member\") | .name'")]
+#[command(
+    after_help = "Examples:\n  steadfast nodes\n  steadfast -o json nodes | jq -r '.[] | select(.state == \"member\") | .name'"
+)]
 pub struct Args {}
 
 pub(super) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {

@@ -13,7 +13,9 @@ use crate::units;
 /// AT RISK is the age of the last committed checkpoint: what the program did since would be lost with its node.
 /// COPIES counts whole copies of that checkpoint on other nodes, and how many are wanted.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast ps\n  steadfast -o json ps | jq '.[] | {name, node, state, at_risk_ms}'")]
+#[command(
+    after_help = "Examples:\n  steadfast ps\n  steadfast -o json ps | jq '.[] | {name, node, state, at_risk_ms}'"
+)]
 pub struct Args {
     /// Only the container of this name
     #[arg(value_name = "NAME")]
@@ -22,13 +24,17 @@ pub struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let containers: Vec<Container> = match args.name {
-        Some(name) => vec![context.client.get(&format!("/v1/containers/{}", crate::api::client::segment(&name))).await?],
+        Some(name) => {
+            vec![context.client.get(&format!("/v1/containers/{}", crate::api::client::segment(&name))).await?]
+        }
         None => context.client.get("/v1/containers").await?,
     };
-    context.output.data(&containers, |containers| table(
-        ["NAME", "NODE", "STATE", "EPOCH", "CHECKPOINT", "AT RISK", "COPIES", "ADDRESS"],
-        containers.iter().map(row),
-    ));
+    context.output.data(&containers, |containers| {
+        table(
+            ["NAME", "NODE", "STATE", "EPOCH", "CHECKPOINT", "AT RISK", "COPIES", "ADDRESS"],
+            containers.iter().map(row),
+        )
+    });
     Ok(())
 }
 
@@ -42,7 +48,8 @@ fn row(container: &Container) -> [String; 8] {
         None if container.latest.is_none() => "everything".to_owned(),
         None => "-".to_owned(),
     };
-    let number = container.latest.as_ref().map_or_else(|| "none".to_owned(), |latest| format!("#{}", latest.number));
+    let number =
+        container.latest.as_ref().map_or_else(|| "none".to_owned(), |latest| format!("#{}", latest.number));
     [
         container.name.clone(),
         if container.owner_in_view { container.node.clone() } else { format!("{} (gone)", container.node) },

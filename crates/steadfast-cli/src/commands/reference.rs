@@ -72,27 +72,34 @@ fn cli() -> String {
     let mut text = String::from(
         "# Command line\n\nGenerated from `crates/steadfast-cli/src/commands`; `--help` prints the same.\n\n| command | does |\n|---|---|\n",
     );
-    let visible: Vec<clap::Command> = command.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned().collect();
+    let visible: Vec<clap::Command> =
+        command.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned().collect();
     for verb in &visible {
         let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
         text.push_str(&format!("| [`{0}`](#{0}) | {about} |\n", verb.get_name()));
     }
     text.push_str("\nEvery command takes these:\n\n");
-    let global = [("--socket PATH", "the agent's socket (or STEADFAST_SOCKET)"), ("-o, --output table|json", "the form of data on stdout"), ("--log-format plain|json", "the form of log lines on stderr"), ("--log LEVEL", "how much is logged (or STEADFAST_LOG)")];
+    let global = [
+        ("--socket PATH", "the agent's socket (or STEADFAST_SOCKET)"),
+        ("-o, --output table|json", "the form of data on stdout"),
+        ("--log-format plain|json", "the form of log lines on stderr"),
+        ("--log LEVEL", "how much is logged (or STEADFAST_LOG)"),
+    ];
     for (flag, about) in global {
         text.push_str(&format!("- `{flag}`: {about}\n"));
     }
     text.push_str("\n| exit code | means |\n|---|---|\n| 0 | done |\n| 1 | refused or failed |\n| 2 | wrong usage |\n| 3 | not found |\n| 4 | no quorum, or not reachable now |\n| 5 | conflict |\n\n`exec` ends with the command's own exit code.\n");
     for verb in visible {
         let name = verb.get_name().to_owned();
-        let mut verb = verb.bin_name(format!("steadfast {name}")).mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg });
+        let mut verb = verb
+            .bin_name(format!("steadfast {name}"))
+            .mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg });
         let help = verb.render_long_help().to_string();
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
         text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
     }
     text
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -113,8 +120,25 @@ mod tests {
     #[test]
     fn the_verbs_of_the_design_are_there_and_no_others() {
         let design = [
-            "check", "agent", "init", "invite", "join", "status", "nodes", "run", "ps", "logs", "exec", "stop",
-            "checkpoint", "checkpoints", "restore", "rm", "explain", "demo", "completions",
+            "check",
+            "agent",
+            "init",
+            "invite",
+            "join",
+            "status",
+            "nodes",
+            "run",
+            "ps",
+            "logs",
+            "exec",
+            "stop",
+            "checkpoint",
+            "checkpoints",
+            "restore",
+            "rm",
+            "explain",
+            "demo",
+            "completions",
         ];
         let command = super::super::Cli::command();
         for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {

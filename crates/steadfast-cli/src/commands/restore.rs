@@ -14,7 +14,9 @@ use crate::failure::Failure;
 /// A running copy is ended first: what it did since the checkpoint is lost. Connections to the outside are closed,
 /// listeners and connections inside stay.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast restore redis\n  steadfast restore redis --checkpoint 41 --node beta")]
+#[command(
+    after_help = "Examples:\n  steadfast restore redis\n  steadfast restore redis --checkpoint 41 --node beta"
+)]
 pub struct Args {
     /// The container
     name: String,
@@ -38,8 +40,14 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         let reason = || container.reason.clone().unwrap_or_else(|| "no reason was given".to_owned());
         match container.state.as_str() {
             "running" if container.epoch >= asked.epoch => Verdict::Reached,
-            "failed" => Verdict::Never(Failure::new(Code::StartFailed, format!("{} could not be restored: {}", container.name, reason()))),
-            "lost" => Verdict::Never(Failure::new(Code::CheckpointLost, format!("{} can't be restored: {}", container.name, reason()))),
+            "failed" => Verdict::Never(Failure::new(
+                Code::StartFailed,
+                format!("{} could not be restored: {}", container.name, reason()),
+            )),
+            "lost" => Verdict::Never(Failure::new(
+                Code::CheckpointLost,
+                format!("{} can't be restored: {}", container.name, reason()),
+            )),
             state => Verdict::Waiting(format!("{} is {state} on {}", container.name, container.node)),
         }
     })

@@ -7,7 +7,9 @@ use crate::failure::Failure;
 
 /// Remove a stopped container, its files and its checkpoints
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast rm redis\n  steadfast rm --force redis          # also while it runs")]
+#[command(
+    after_help = "Examples:\n  steadfast rm redis\n  steadfast rm --force redis          # also while it runs"
+)]
 pub struct Args {
     /// The containers
     #[arg(required = true, value_name = "NAME")]

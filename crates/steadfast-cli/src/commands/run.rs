@@ -90,11 +90,16 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let name = spec.name.clone().unwrap_or_default();
     let mut progress = context.output.progress(&format!("asking for {name}"));
     let container: Container = context.client.post("/v1/containers", &RunRequest { spec, node }).await?;
-    let container = wait::until(context, &name, timeout, &mut progress, judge).await.inspect_err(|failure| {
-        if failure.code == Code::StartFailed {
-            context.output.say(&format!("its record stays, for `steadfast logs {name}`; remove it with `steadfast rm {name}`"));
-        }
-    }).map(|reached| Container { revision: reached.revision.max(container.revision), ..reached })?;
+    let container = wait::until(context, &name, timeout, &mut progress, judge)
+        .await
+        .inspect_err(|failure| {
+            if failure.code == Code::StartFailed {
+                context.output.say(&format!(
+                    "its record stays, for `steadfast logs {name}`; remove it with `steadfast rm {name}`"
+                ));
+            }
+        })
+        .map(|reached| Container { revision: reached.revision.max(container.revision), ..reached })?;
     progress.done(&format!("{} runs on {}", container.name, container.node));
     context.output.data(&container, |container| container.name.clone());
     Ok(())
@@ -105,7 +110,11 @@ fn judge(container: &Container) -> Verdict {
         "running" => Verdict::Reached,
         "failed" | "lost" => Verdict::Never(Failure::new(
             Code::StartFailed,
-            format!("{} could not be started: {}", container.name, container.reason.as_deref().unwrap_or("no reason was given")),
+            format!(
+                "{} could not be started: {}",
+                container.name,
+                container.reason.as_deref().unwrap_or("no reason was given")
+            ),
         )),
         // A program that is done at once ran all the same.
         "stopped" => Verdict::Reached,
@@ -126,7 +135,9 @@ fn checked_spec(args: Args) -> Result<Spec, Failure> {
 
 fn flags(args: Args) -> RawSpec {
     let given = |flag: &'static str, text: Option<String>| text.map(|text| Given::flag(flag, text));
-    let each = |flag: &'static str, texts: Vec<String>| texts.into_iter().map(|text| Given::flag(flag, text)).collect::<Vec<_>>();
+    let each = |flag: &'static str, texts: Vec<String>| {
+        texts.into_iter().map(|text| Given::flag(flag, text)).collect::<Vec<_>>()
+    };
     RawSpec {
         name: given("--name", args.name),
         command: (!args.command.is_empty()).then(|| each("CMD", args.command)),

@@ -9,7 +9,9 @@ use crate::output::table;
 ///
 /// Names the members, whether there is a quorum, whom this node suspects, which containers are frozen and why.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast status\n  steadfast status --timeline          # with what happened lately\n  steadfast -o json status | jq .quorum")]
+#[command(
+    after_help = "Examples:\n  steadfast status\n  steadfast status --timeline          # with what happened lately\n  steadfast -o json status | jq .quorum"
+)]
 pub struct Args {
     /// Show what happened lately on this node
     #[arg(long)]
@@ -59,15 +61,30 @@ fn people(status: &Status, timeline: bool) -> String {
     }
     if !status.containers.is_empty() {
         let rows = status.containers.iter().map(|container| {
-            [container.name.clone(), container.state.clone(), container.epoch.to_string(), container.why.clone().unwrap_or_default()]
+            [
+                container.name.clone(),
+                container.state.clone(),
+                container.epoch.to_string(),
+                container.why.clone().unwrap_or_default(),
+            ]
         });
         text.push_str("\n\n");
         text.push_str(&table(["CONTAINER HERE", "STATE", "EPOCH", "WHY"], rows));
     }
     if timeline && !status.timeline.is_empty() {
         let rows = status.timeline.iter().map(|happening| {
-            let about = [&happening.node, &happening.container].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
-            [super::wait::clock(happening.at_unix_ms), happening.what.clone(), about, happening.detail.clone()]
+            let about = [&happening.node, &happening.container]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" ");
+            [
+                super::wait::clock(happening.at_unix_ms),
+                happening.what.clone(),
+                about,
+                happening.detail.clone(),
+            ]
         });
         text.push_str("\n\n");
         text.push_str(&table(["TIME (UTC)", "WHAT", "ABOUT", "DETAIL"], rows));

@@ -29,13 +29,14 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let mut progress = context.output.progress(&format!("stopping {}", args.name));
     let path = format!("/v1/containers/{}/stop", segment(&args.name));
     let _: Container = context.client.post(&path, &StopRequest { grace: Some(args.grace) }).await?;
-    let container = wait::until(context, &args.name, args.timeout, &mut progress, |container| {
-        match container.state.as_str() {
-            "stopped" | "failed" | "lost" => Verdict::Reached,
-            state => Verdict::Waiting(format!("{} is {state}", container.name)),
-        }
-    })
-    .await?;
+    let container =
+        wait::until(context, &args.name, args.timeout, &mut progress, |container| {
+            match container.state.as_str() {
+                "stopped" | "failed" | "lost" => Verdict::Reached,
+                state => Verdict::Waiting(format!("{} is {state}", container.name)),
+            }
+        })
+        .await?;
     progress.done(&format!("{} is {}", container.name, container.state));
     context.output.data(&container, |container| container.name.clone());
     Ok(())

@@ -47,13 +47,19 @@ pub(super) async fn until(
                 }
             }
         }
-        Err(Failure::new(Code::AgentUnreachable, format!("the agent ended while {name} was waited for ({last})")))
+        Err(Failure::new(
+            Code::AgentUnreachable,
+            format!("the agent ended while {name} was waited for ({last})"),
+        ))
     };
     match tokio::time::timeout(timeout, work).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure::new(
             Code::TimedOut,
-            format!("{name} did not get there within {}; it goes on by itself: see `steadfast ps` and `steadfast status`", humantime::format_duration(timeout)),
+            format!(
+                "{name} did not get there within {}; it goes on by itself: see `steadfast ps` and `steadfast status`",
+                humantime::format_duration(timeout)
+            ),
         )),
     }
 }
@@ -67,5 +73,11 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
 pub(super) fn clock(at_unix_ms: f64) -> String {
     let duration = Duration::try_from_secs_f64(at_unix_ms / 1000.0).unwrap_or_default();
     let seconds = duration.as_secs() % 86_400;
-    format!("{:02}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, duration.subsec_millis())
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        duration.subsec_millis()
+    )
 }

@@ -168,7 +168,8 @@ impl RawConfig {
             None => default_name(problems),
         };
         let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
-        let domain = self.domain.iter().flatten().filter_map(|given| problems.check(given, units::name)).collect();
+        let domain =
+            self.domain.iter().flatten().filter_map(|given| problems.check(given, units::name)).collect();
         let networks = self.check_networks(problems);
         let memory_bytes = match &self.memory {
             Some(given) => problems.check(given, memory_size),
@@ -256,7 +257,8 @@ pub fn check_text(
     raw.overlay_environment(variable);
     let config = raw.check(&mut problems);
     problems.finish(Code::ConfigInvalid)?;
-    config.ok_or_else(|| Failure::new(Code::Internal, format!("{file} can't be used, and no reason was found")))
+    config
+        .ok_or_else(|| Failure::new(Code::Internal, format!("{file} can't be used, and no reason was found")))
 }
 
 fn folder(given: Option<&Given>, default: &str, problems: &mut Problems) -> Option<PathBuf> {
@@ -268,7 +270,9 @@ fn default_name(problems: &mut Problems) -> Option<String> {
     let label = host.split('.').next().unwrap_or_default().to_owned();
     let checked = units::name(&label);
     if checked.is_err() {
-        problems.missing(format!("node.name is not given, and the host name {host:?} can't be used; write [node] name = \"alpha\""));
+        problems.missing(format!(
+            "node.name is not given, and the host name {host:?} can't be used; write [node] name = \"alpha\""
+        ));
     }
     checked.ok()
 }
@@ -285,13 +289,15 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    let with_port = text.parse::<SocketAddr>().or_else(|_| {
-        text.parse::<std::net::IpAddr>().map(|address| SocketAddr::new(address, DEFAULT_PORT))
-    });
+    let with_port = text
+        .parse::<SocketAddr>()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(|address| SocketAddr::new(address, DEFAULT_PORT)));
     let parsed = with_port
         .map_err(|_| format!("{text:?} is not an address with port; write for example \"10.0.1.11:7400\""))?;
     if parsed.ip().is_unspecified() || parsed.port() == 0 {
-        return Err(format!("{text:?} does not say where others reach this node; write its own address on that network"));
+        return Err(format!(
+            "{text:?} does not say where others reach this node; write its own address on that network"
+        ));
     }
     Ok(parsed)
 }
@@ -305,7 +311,10 @@ fn memory_size(text: &str) -> Result<u64, String> {
 }
 
 fn interface_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > 15 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+    if text.is_empty()
+        || text.len() > 15
+        || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    {
         return Err(format!("{text:?} is not an interface; `ip link` lists them, for example \"eth1\""));
     }
     Ok(text.to_owned())
@@ -343,15 +352,25 @@ mod tests {
         assert_eq!(found.len(), 5, "{found:#?}");
         assert!(found[0].starts_with("node.toml:2: node.name:") && found[0].contains("alpha-one"));
         assert!(found[1].starts_with("node.toml:3: node.adress: unknown key"));
-        assert!(found[2].starts_with("node.toml:7: network[0].address:") && found[2].contains("10.0.1.11:7400"));
+        assert!(
+            found[2].starts_with("node.toml:7: network[0].address:") && found[2].contains("10.0.1.11:7400")
+        );
         assert!(found[3].starts_with("node.toml:10: checkpoint.memory:") && found[3].contains("8GiB"));
-        assert!(found[4].starts_with("node.toml:12: chekpoint: unknown key") && found[4].contains("\"checkpoint\""));
+        assert!(
+            found[4].starts_with("node.toml:12: chekpoint: unknown key")
+                && found[4].contains("\"checkpoint\"")
+        );
     }
 
     #[test]
     fn a_size_with_a_unit_of_time_says_so_and_syntax_errors_have_a_line() {
-        let found = problems("[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[checkpoint]\nmemory = \"10s\"\nx = = 1\n");
-        assert!(found.iter().any(|line| line.contains("node.toml:5:") && line.contains("is a time")), "{found:?}");
+        let found = problems(
+            "[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[checkpoint]\nmemory = \"10s\"\nx = = 1\n",
+        );
+        assert!(
+            found.iter().any(|line| line.contains("node.toml:5:") && line.contains("is a time")),
+            "{found:?}"
+        );
         assert!(found.iter().any(|line| line.starts_with("node.toml:6:")), "{found:?}");
     }
 
@@ -366,7 +385,9 @@ mod tests {
 
     #[test]
     fn networks_need_names_and_addresses_of_their_own() {
-        let found = problems("[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n");
+        let found = problems(
+            "[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n",
+        );
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(problems("[node]\nname=\"a\"\n")[0].contains("[[network]]"));
     }

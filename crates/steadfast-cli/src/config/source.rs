@@ -63,7 +63,9 @@ impl Problems {
     pub fn refuse(&mut self, given: &Given, message: impl fmt::Display) {
         match given.at {
             Place::Line(line) => self.at_line(line, &given.key, message),
-            Place::Environment(name) => self.found.push((0, format!("environment variable {name}: {message}"))),
+            Place::Environment(name) => {
+                self.found.push((0, format!("environment variable {name}: {message}")))
+            }
             Place::Flag(flag) => self.found.push((0, format!("{flag}: {message}"))),
         }
     }
@@ -111,7 +113,8 @@ pub fn read(path: &Path, code: Code) -> Result<String, Failure> {
     if size.is_ok_and(|size| size > FILE_BYTES_MAX) {
         return Err(Failure::new(code, format!("{} is larger than 1 MiB; name a TOML file", path.display())));
     }
-    std::fs::read_to_string(path).map_err(|error| Failure::new(code, format!("can't read {}: {error}", path.display())))
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(code, format!("can't read {}: {error}", path.display())))
 }
 
 /// Parses the whole text; syntax errors become problems and the rest is still read.
@@ -193,7 +196,8 @@ impl<'a> Section<'a> {
         let mut pairs = Vec::new();
         for (name, value) in section.table {
             let at = Place::Line(problems.line_of(name.span().start));
-            let given = Given { key: format!("{}.{}", section.path, name.get_ref()), text: String::new(), at };
+            let given =
+                Given { key: format!("{}.{}", section.path, name.get_ref()), text: String::new(), at };
             let DeValue::String(text) = value.get_ref() else {
                 let found = type_of(value.get_ref());
                 problems.refuse(&given, format!("{found} is not text; write it in quotes"));
@@ -218,7 +222,10 @@ impl<'a> Section<'a> {
     pub fn tables(&mut self, key: &'static str, problems: &mut Problems) -> Vec<(Section<'a>, Given)> {
         let Some((value, given)) = self.take(key, problems) else { return Vec::new() };
         let DeValue::Array(items) = value else {
-            problems.refuse(&given, format!("{} is not a list of tables; write [[{}]]", type_of(value), given.key));
+            problems.refuse(
+                &given,
+                format!("{} is not a list of tables; write [[{}]]", type_of(value), given.key),
+            );
             return Vec::new();
         };
         let mut sections = Vec::new();

@@ -3,7 +3,7 @@
 //! runc asks CRIU over a socket that it hands to the program called `criu` on its path. That program is ours: it sends
 //! the socket to the relay, makes a new one, and becomes the real CRIU (same process, so that runc's handling of its pid
 //! and of the restored program's parent stays right). CRIU's own action scripts cannot be used beside runc's requests.
-//! Must never change a message, except to answer a stage with "stop".
+//! Must never change a message, except to answer a stage with "stop" and to take out one option (see `rpc.rs`).
 
 use std::{
     ffi::OsString,
@@ -143,7 +143,12 @@ fn connection(
             }
         } else if from_runc {
             match receive(runc.as_fd())? {
-                Some(message) => send(criu.as_fd(), &message)?,
+                Some(mut message) => {
+                    if let Some(rewritten) = rpc::without_freezer(&message.bytes) {
+                        message.bytes = rewritten;
+                    }
+                    send(criu.as_fd(), &message)?;
+                }
                 None => return Ok(vetoed),
             }
         }

@@ -33,6 +33,43 @@ pub(crate) fn response(bytes: &[u8]) -> Option<Response> {
     Some(response)
 }
 
+/// runc's request without CRIU's use of a freezer group, whose state CRIU polls every 100 ms while the program stands
+/// still; without it CRIU stops each thread by itself. `None` where there is nothing to change.
+pub(crate) fn without_freezer(request: &[u8]) -> Option<Vec<u8>> {
+    const OPTIONS: u64 = 2;
+    const FREEZE_CGROUP: u64 = 44;
+    let mut changed = None;
+    let mut rewritten = Vec::with_capacity(request.len());
+    let mut fields = Fields(request);
+    while let Some((field, raw)) = fields.next_raw() {
+        match field? {
+            (OPTIONS, Value::Bytes(options)) => {
+                let mut kept = Vec::with_capacity(options.len());
+                let mut inner = Fields(options);
+                while let Some((field, raw)) = inner.next_raw() {
+                    if field?.0 != FREEZE_CGROUP {
+                        kept.extend_from_slice(raw);
+                    }
+                }
+                changed = (kept.len() != options.len()).then_some(());
+                rewritten.push(0x12);
+                push_varint(&mut rewritten, kept.len());
+                rewritten.extend(kept);
+            }
+            _ => rewritten.extend_from_slice(raw),
+        }
+    }
+    changed.map(|()| rewritten)
+}
+
+fn push_varint(bytes: &mut Vec<u8>, mut number: usize) {
+    while number >= 0x80 {
+        bytes.push(u8::try_from(number & 0x7f).expect("seven bits") | 0x80);
+        number >>= 7;
+    }
+    bytes.push(u8::try_from(number).expect("less than 128"));
+}
+
 /// A `CriuReq` that answers a notification with "stop".
 pub(crate) fn veto() -> Vec<u8> {
     // type = NOTIFY, notify_success = false.
@@ -79,6 +116,14 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// The next field, and the bytes it was made of.
+    fn next_raw(&mut self) -> Option<(Option<(u64, Value<'a>)>, &'a [u8])> {
+        let before = self.0;
+        let field = self.next()?;
+        let raw = before.get(..before.len() - self.0.len()).unwrap_or(before);
+        Some((field, raw))
+    }
+
     fn field(&mut self) -> Option<(u64, Value<'a>)> {
         let key = self.varint()?;
         let value = match key & 7 {
@@ -128,10 +173,21 @@ mod tests {
     }
 
     #[test]
+    fn only_the_freezer_group_is_taken_out() {
+        let path = [b"/sys/fs".as_slice(), &[b'x'; 200]].concat();
+        let freezer = [&[0xe2, 0x02, 0xcf, 0x01][..], &path].concat();
+        let options = [&[0x08, 5][..], &freezer, &[0x18, 1]].concat();
+        let request = [&[0x08, 1, 0x12, 0xd7, 0x01][..], &options, &[0x20, 1]].concat();
+        assert_eq!(without_freezer(&request).unwrap(), [0x08, 1, 0x12, 4, 0x08, 5, 0x18, 1, 0x20, 1]);
+        assert_eq!(without_freezer(&[0x08, 1, 0x12, 2, 0x08, 5]), None);
+    }
+
+    #[test]
     fn no_bytes_panic() {
         for length in 0..64_u8 {
             let bytes: Vec<u8> = (0..length).map(|n| n.wrapping_mul(37) ^ 0xff).collect();
             response(&bytes);
+            without_freezer(&bytes);
             frozen_us(&bytes);
         }
         assert_eq!(response(&[0x0a, 200]), None);

@@ -3,6 +3,8 @@
 //!
 //! The table is in the container's own name space, where the container has no right to change it. It sees every frame
 //! in both directions, ARP too. Must never let the element outlive the lease's `deadline - drift`.
+//!
+//! The same means, the other way round, holds what the container sends to itself while an image of it is taken.
 
 use std::{io, path::Path, time::Duration};
 
@@ -14,9 +16,15 @@ use super::{
 };
 
 const TABLE: &str = "steadfast";
-const SET: &str = "lease";
 
-const RULES: &str = "
+const HOLD_RULES: &str = "
+table inet steadfast {
+  set held { type iface_index; flags timeout; }
+  chain arriving { type filter hook input priority -400; policy accept; iif @held drop; }
+}
+";
+
+const LEASE_RULES: &str = "
 table netdev steadfast {
   set lease { type iface_index; flags timeout; }
   chain incoming { type filter hook ingress device eth0 priority -500; policy drop; iif @lease accept; }
@@ -24,7 +32,10 @@ table netdev steadfast {
 }
 ";
 
+const FAMILY_INET: u8 = 1;
 const FAMILY_NETDEV: u8 = 5;
+/// Longer than any image takes; only a bound for what nobody undoes.
+const HOLD_MAX: Duration = Duration::from_secs(3600);
 const SUBSYSTEM: u16 = 10;
 const NEW_ELEMENT: u16 = (SUBSYSTEM << 8) | 12;
 const DELETE_ELEMENT: u16 = (SUBSYSTEM << 8) | 14;
@@ -32,26 +43,50 @@ const NO_ENTRY: i32 = rustix::io::Errno::NOENT.raw_os_error();
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
-/// The gate of one container.
+/// One set of the kernel's, with the container's interface as its only element, or none.
 #[derive(Debug)]
 pub(crate) struct Gate {
     socket: Socket,
+    family: u8,
+    set: &'static str,
     interface: u32,
     sequence: u32,
-    /// Until when the kernel lets frames pass, CLOCK_BOOTTIME nanoseconds; 0 is closed.
+    /// Until when the element lives, CLOCK_BOOTTIME nanoseconds; 0 when it is not there.
     open_until: u64,
 }
 
 impl Gate {
-    /// Makes the gate, closed, in the name space kept under `namespace`.
-    pub(crate) fn create(namespace: &Path) -> Result<Self, NetworkError> {
-        inside(namespace, || {
-            feed("nft", &["-f", "-"], RULES, "make the container's gate")?;
-            let interface = interface_index(INSIDE).map_err(kernel("finding the container's interface"))?;
+    /// Makes the gate of the lease, closed, in the name space kept under `namespace`.
+    pub(crate) fn lease(namespace: &Path) -> Result<Self, NetworkError> {
+        Self::create(namespace, LEASE_RULES, FAMILY_NETDEV, "lease", INSIDE)
+    }
+
+    /// Makes what can hold the container's talk with itself, open.
+    pub(crate) fn hold(namespace: &Path) -> Result<Self, NetworkError> {
+        Self::create(namespace, HOLD_RULES, FAMILY_INET, "held", "lo")
+    }
+
+    fn create(
+        namespace: &Path,
+        rules: &'static str,
+        family: u8,
+        set: &'static str,
+        interface: &'static str,
+    ) -> Result<Self, NetworkError> {
+        inside(namespace, move || {
+            feed("nft", &["-f", "-"], rules, "make the container's gate")?;
+            let interface =
+                interface_index(interface).map_err(kernel("finding the container's interface"))?;
             let socket =
                 Socket::open(Some(netlink::NETFILTER)).map_err(kernel("opening a netfilter socket"))?;
-            Ok(Self { socket, interface, sequence: 0, open_until: 0 })
+            Ok(Self { socket, family, set, interface, sequence: 0, open_until: 0 })
         })
+    }
+
+    /// Puts the element in for as long as nobody takes it out.
+    pub(crate) fn insert(&mut self) -> io::Result<()> {
+        self.open_until = u64::MAX;
+        self.replace(Some(HOLD_MAX))
     }
 
     /// Lets frames pass until `until`. Refreshes the kernel only when that moves the end by a third of what is left, so
@@ -67,7 +102,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Closes it at once.
+    /// Takes the element out at once.
     pub(crate) fn close(&mut self) -> io::Result<()> {
         self.open_until = 0;
         self.replace(None)
@@ -125,9 +160,9 @@ impl Gate {
             parts.push(attribute(4, &ms.to_be_bytes()));
         }
         Message::new(kind, flags, self.sequence)
-            .raw(&[FAMILY_NETDEV, 0, 0, 0])
+            .raw(&[self.family, 0, 0, 0])
             .raw(&text(1, TABLE))
-            .raw(&text(2, SET))
+            .raw(&text(2, self.set))
             .raw(&nested(3, &[nested(1, &parts)]))
             .finish()
     }

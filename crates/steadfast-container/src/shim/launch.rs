@@ -60,7 +60,8 @@ pub(crate) fn prepare(plan: &Plan) -> Result<Parts, Prepared> {
     mount(plan, &layout, &foreign)?;
     write_epoch(&layout, plan.epoch).map_err(failed("epoch file"))?;
     let bridge = config.bridge.as_ref().map(|bridge| bridge.name.as_str());
-    let wire = Wire::create(&layout, &plan.id, bridge, plan.spec.address).map_err(failed("network"))?;
+    let wire = Wire::create(&layout, &plan.id, bridge, plan.spec.address, plan.image.is_some())
+        .map_err(failed("network"))?;
     bundle::write(&layout, &plan.spec, &foreign).map_err(failed("bundle"))?;
 
     let tools = Tools {
@@ -163,13 +164,14 @@ pub(crate) fn start(
     plan: &Plan,
     layout: &Layout,
     tools: &Tools,
+    wire: &Wire,
     lower: &Path,
     stdio: (OwnedFd, OwnedFd),
 ) -> Result<u32, String> {
     let stdio = (Stdio::from(stdio.0), Stdio::from(stdio.1));
     match &plan.image {
         Some(image) => {
-            let subject = Subject { layout, tools, lower, separate: &[] };
+            let subject = Subject { layout, tools, wire, lower, separate: &[] };
             Criu.restore(&subject, image, plan.mode, stdio)?;
         }
         None => {

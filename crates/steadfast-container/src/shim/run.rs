@@ -144,9 +144,9 @@ impl Shim {
             quitting: false,
             parts: Arc::new(SharedParts { layout, group, tools, lower }),
         };
-        let (plan, parts) = (Arc::clone(&shim.plan), Arc::clone(&shim.parts));
+        let (plan, parts, wire) = (Arc::clone(&shim.plan), Arc::clone(&shim.parts), shim.wire.clone());
         shim.work("start", move || {
-            News::Started(launch::start(&plan, &parts.layout, &parts.tools, &parts.lower, stdio))
+            News::Started(launch::start(&plan, &parts.layout, &parts.tools, &wire, &parts.lower, stdio))
         })?;
         Ok(shim)
     }
@@ -433,12 +433,14 @@ impl Shim {
         }
         let (plan, parts, lapses) =
             (Arc::clone(&self.plan), Arc::clone(&self.parts), Arc::clone(&self.lapses));
+        let wire = self.wire.clone();
         let began = lapses.load(Ordering::SeqCst);
         let started = self.work("checkpoint", move || {
             let separate = launch::separate(&plan);
             let subject = Subject {
                 layout: &parts.layout,
                 tools: &parts.tools,
+                wire: &wire,
                 lower: &parts.lower,
                 separate: &separate,
             };

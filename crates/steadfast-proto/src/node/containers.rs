@@ -120,6 +120,9 @@ impl Node {
         if moved {
             out.publish.push(Event::Moved { container: id, row: row.clone() });
         }
+        if before.as_ref().is_none_or(|old| !old.checkpoints().eq(row.checkpoints())) {
+            self.memory.look_through(now);
+        }
         let latest_before = before.as_ref().and_then(|old| old.latest.as_ref()).map(|latest| latest.number);
         if let Some(latest) = &row.latest
             && latest_before.is_none_or(|number| number < latest.number)
@@ -297,6 +300,7 @@ impl Node {
             }
             (None, ContainerState::Starting) => self.bring(id, Job::Start(Box::new(row.clone())), row.epoch, out),
             (None, ContainerState::Recovering) => match row.restore_from() {
+                Some(_) if recovery::holders_are_away(&row, &self.member_ids()) => {}
                 Some(checkpoint) if !checkpoint.copies.is_empty() => {
                     self.bring(id, Job::Restore(Box::new(row.clone())), row.epoch, out);
                 }

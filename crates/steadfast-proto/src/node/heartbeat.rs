@@ -27,6 +27,8 @@ pub(super) struct Peer {
     boot: u64,
     /// Per network, its newest heartbeat: its own send time, and our receive time.
     heard: BTreeMap<NetworkId, (Time, Time)>,
+    /// The highest sequence heard: what an older heartbeat says of others is out of date.
+    sequence: u64,
     pub(super) suspects: BTreeSet<NodeId>,
     pub(super) fenced: BTreeMap<NodeId, ViewId>,
     pub(super) view: ViewId,
@@ -66,7 +68,6 @@ impl Node {
         heartbeat: Heartbeat,
         out: &mut Batch,
     ) {
-        self.measure_lag(now);
         if from == self.settings.id || !self.nodes.contains_key(&from) {
             return;
         }
@@ -74,6 +75,7 @@ impl Node {
             incarnation,
             boot: heartbeat.boot,
             heard: BTreeMap::new(),
+            sequence: 0,
             suspects: BTreeSet::new(),
             fenced: BTreeMap::new(),
             view: ViewId(0),
@@ -95,7 +97,8 @@ impl Node {
         if newest {
             peer.heard.insert(network, (heartbeat.sent_at, received_at));
         }
-        if heartbeat.view >= peer.view {
+        if heartbeat.sequence >= peer.sequence {
+            peer.sequence = heartbeat.sequence;
             peer.view = heartbeat.view;
             peer.suspects = heartbeat.suspects.into_iter().collect();
             peer.fenced = heartbeat.fenced.into_iter().collect();
@@ -115,7 +118,6 @@ impl Node {
 
     /// A deadline came: everything that waited has been handed over, so silence is silence.
     pub(super) fn woke(&mut self, now: Time, out: &mut Batch) {
-        self.measure_lag(now);
         self.form_opinions(now, out);
     }
 
@@ -130,7 +132,7 @@ impl Node {
     }
 
     /// Notices how late this node is for its own deadline, and takes that off everybody's silence.
-    fn measure_lag(&mut self, now: Time) {
+    pub(super) fn measure_lag(&mut self, now: Time) {
         let Some(wanted) = self.requested_deadline.take() else { return };
         let lag = now.since(wanted);
         if lag >= self.lag.0 || now.since(self.lag.1) > LAG_MEMORY {

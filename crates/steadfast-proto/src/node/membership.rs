@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Batch, Event, Job, JobId, Node, Outcome, Row};
 use crate::catalog::{Key, View};
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, ViewId};
 use crate::lease::is_fenced;
 use crate::time::Time;
 

@@ -39,6 +39,11 @@ impl Memory {
         }
         self.forgotten.insert(container);
     }
+
+    /// Has what it holds looked through before long: what a row names has changed, or what it holds has.
+    pub(super) fn look_through(&mut self, now: Time) {
+        self.collect_at.get_or_insert(now + COLLECT_EVERY);
+    }
 }
 
 impl Node {
@@ -63,7 +68,7 @@ impl Node {
             self.memory.held_at_start.clone_from(&held);
         }
         self.memory.held = Some(held);
-        self.memory.collect_at.get_or_insert(now + COLLECT_EVERY);
+        self.memory.look_through(now);
     }
 
     /// Has what no row names looked through now and then: a seal may come after the change that made it useless.

@@ -404,6 +404,7 @@ impl Machine for Node {
     type Output = Batch;
 
     fn step(&mut self, now: Time, input: Input, out: &mut Batch) {
+        self.measure_lag(now);
         match input {
             Input::Heard { from, incarnation, network, received_at, heartbeat } => {
                 self.heard(now, from, incarnation, network, received_at, heartbeat, out);

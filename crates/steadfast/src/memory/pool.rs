@@ -36,7 +36,7 @@ pub const GRANT_LEASE: Duration = Duration::from_secs(60);
 /// Most grants at a time.
 const GRANTS_MAX: usize = 256;
 /// Bytes of a full chunk as it is stored.
-const STORED_BYTES_MAX: usize = CHUNK_BYTES + TAG_BYTES;
+pub(super) const STORED_BYTES_MAX: usize = CHUNK_BYTES + TAG_BYTES;
 /// Missing chunks that one refusal names at most.
 const MISSING_MAX: usize = 4096;
 

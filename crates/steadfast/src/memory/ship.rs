@@ -26,10 +26,11 @@ use tokio::task::JoinSet;
 
 use super::key::{ContainerKey, TAG_BYTES};
 use super::manifest::{CHUNK_BYTES, ChunkRef, Entry, EntryKind, Manifest};
-use super::pool::{CheckpointId, GrantRefused, Token, cost_of};
+use super::pool::{CheckpointId, GrantRefused, STORED_BYTES_MAX, Token, cost_of};
 use super::service::{AskError, ask};
 use super::tree::{self, TreeError, io_error, path_of};
 use super::wire::{Request, Response};
+use crate::buffers::Buffers;
 use crate::identity::ClusterKey;
 use crate::net::rpc::Peers;
 
@@ -496,7 +497,8 @@ impl Reader {
                 Some((at, file)) if at == piece.entry => file,
                 Some(_) | None => File::open(&path).map_err(io_error("open", &path))?,
             };
-            let mut buffer = buffers.take(piece.length);
+            let mut buffer = buffers.take(STORED_BYTES_MAX);
+            buffer.resize(piece.length, 0);
             file.read_exact_at(&mut buffer, piece.offset).map_err(io_error("read", &path))?;
             open = Some((piece.entry, file));
             let length = u32::try_from(piece.length).expect("at most one MiB");
@@ -538,45 +540,4 @@ impl Reader {
 fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<64>();
     words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// Buffers that come back when the last holder acknowledged: fresh pages cost more than the copy.
-#[derive(Clone, Default)]
-struct Buffers {
-    free: Arc<Mutex<Vec<Vec<u8>>>>,
-}
-
-/// A buffer that is being sent.
-struct Lent {
-    buffer: Vec<u8>,
-    buffers: Buffers,
-}
-
-impl AsRef<[u8]> for Lent {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.buffers.give(std::mem::take(&mut self.buffer));
-    }
-}
-
-impl Buffers {
-    fn take(&self, length: usize) -> Vec<u8> {
-        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut buffer = kept.unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES + TAG_BYTES));
-        buffer.resize(length, 0);
-        buffer
-    }
-
-    fn give(&self, buffer: Vec<u8>) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-    }
-
-    fn share(&self, buffer: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Lent { buffer, buffers: self.clone() })
-    }
 }

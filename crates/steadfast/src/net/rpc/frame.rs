@@ -6,10 +6,13 @@
 //! Layout, little endian, 24 bytes: magic 4, version 1, kind 1, service 1, zero 1, call 8, length 4,
 //! CRC-32C of the 20 bytes before 4.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
+use crate::buffers::Buffers;
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 24;
@@ -20,6 +23,10 @@ const MAGIC: [u8; 4] = *b"SFrp";
 const VERSION: u8 = 1;
 /// Frames up to this size are gathered, so that many small calls leave in one TLS record.
 const GATHER_BYTES: usize = 16 << 10;
+/// Larger bodies are read into buffers of their own.
+const SMALL_BYTES: usize = 64 << 10;
+/// How long a silent connection keeps the buffers of large bodies.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,22 +159,50 @@ impl Frame {
 #[derive(Debug)]
 pub(super) struct FrameReader<R> {
     reader: R,
+    /// What was read and not taken yet: headers and small frames.
     buffer: BytesMut,
+    /// Where large bodies go.
+    large: Buffers,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(super) fn new(reader: R) -> Self {
-        Self { reader, buffer: BytesMut::new() }
+        Self { reader, buffer: BytesMut::new(), large: Buffers::default() }
     }
 
-    /// The next frame. Not cancel safe between calls only if dropped for good.
+    /// The next frame. After a dropped call the connection can't be used any more.
     pub(super) async fn next(&mut self) -> Result<(Header, Bytes), FrameError> {
+        if !self.large.is_empty() {
+            // An idle connection keeps no memory.
+            let waited = tokio::time::timeout(IDLE, self.fill(HEADER_BYTES)).await;
+            if waited.is_err() {
+                self.large.clear();
+            }
+        }
         self.fill(HEADER_BYTES).await?;
         let bytes = self.buffer.split_to(HEADER_BYTES);
         let header = decode_header(bytes.first_chunk().expect("24 bytes were split off"))?;
         let length = header.length as usize;
+        if length > SMALL_BYTES {
+            return Ok((header, self.large_body(length).await?));
+        }
         self.fill(length).await?;
         Ok((header, self.buffer.split_to(length).freeze()))
+    }
+
+    /// Reads a body straight to where it will stay.
+    async fn large_body(&mut self, length: usize) -> Result<Bytes, FrameError> {
+        let mut body = self.large.take(length);
+        let here = self.buffer.len().min(length);
+        body.extend_from_slice(&self.buffer.split_to(here));
+        while body.len() < length {
+            let missing = u64::try_from(length - body.len()).expect("at most 16 MiB");
+            match (&mut self.reader).take(missing).read_buf(&mut body).await {
+                Ok(0) | Err(_) => return Err(FrameError::Ended),
+                Ok(_) => {}
+            }
+        }
+        Ok(self.large.share(body))
     }
 
     async fn fill(&mut self, length: usize) -> Result<(), FrameError> {

@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use rustls::ServerConfig;
 use socket2::{Domain, Socket, Type};
 use steadfast_proto::ids::NodeId;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_rustls::TlsAcceptor;
@@ -26,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 use super::connection::QUEUE_FRAMES;
 use super::frame::{Frame, FrameReader, FrameWriter, Kind};
 use super::peers::tune;
-use super::{BODY_BYTES_MAX, Body, BoxFuture};
+use super::{BODY_BYTES_MAX, Body, BoxFuture, READ_BYTES, WRITE_BYTES, Wire};
 use crate::net::tls::{Credentials, Protocol, node_of};
 
 /// How long a handshake may take.
@@ -71,7 +71,7 @@ pub struct Accepted {
     /// Where it comes from.
     pub remote: SocketAddr,
     /// The connection itself.
-    pub stream: TlsStream<TcpStream>,
+    pub stream: TlsStream<Wire>,
 }
 
 type Handler = dyn Fn(NodeId, Bytes) -> BoxFuture<Result<Body, String>> + Send + Sync;
@@ -284,11 +284,14 @@ async fn accept(socket: TcpListener, config: Arc<ServerConfig>, services: Servic
         tune(&stream);
         let (config, services) = (Arc::clone(&config), services.clone());
         tokio::spawn(async move {
-            let handshake = TlsAcceptor::from(config).accept(stream);
+            let handshake = TlsAcceptor::from(config).accept(Wire::with_capacity(READ_BYTES, stream));
             let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
             drop(place);
             match result {
-                Ok(Ok(stream)) => dispatch(stream, remote, &services),
+                Ok(Ok(mut stream)) => {
+                    stream.get_mut().1.set_buffer_limit(Some(WRITE_BYTES));
+                    dispatch(stream, remote, &services);
+                }
                 Ok(Err(error)) => tracing::debug!(%remote, %error, "a handshake failed"),
                 Err(_) => tracing::debug!(%remote, "a handshake took too long"),
             }
@@ -296,7 +299,7 @@ async fn accept(socket: TcpListener, config: Arc<ServerConfig>, services: Servic
     }
 }
 
-fn dispatch(stream: TlsStream<TcpStream>, remote: SocketAddr, services: &Services) {
+fn dispatch(stream: TlsStream<Wire>, remote: SocketAddr, services: &Services) {
     let (_, session) = stream.get_ref();
     let protocol = session.alpn_protocol().and_then(Protocol::from_alpn);
     let peer = session.peer_certificates().and_then(|chain| node_of(chain.first()?));
@@ -334,7 +337,7 @@ fn hand_over(accepted: Accepted, services: &Services) {
 }
 
 /// Answers one peer's calls on one connection until it ends.
-async fn serve(stream: TlsStream<TcpStream>, peer: NodeId, services: Services) {
+async fn serve(stream: TlsStream<Wire>, peer: NodeId, services: Services) {
     let limits = services.inner.limits;
     let (reader, writer) = tokio::io::split(stream);
     let (answers, queue) = mpsc::channel(QUEUE_FRAMES);

@@ -24,6 +24,15 @@ pub use frame::{BODY_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, decode_h
 pub use listener::{Accepted, Limits, ListenError, Listener, Services};
 pub use peers::{ApiStream, JoinConnectError, Peers, connect_join};
 
+/// What TLS runs over: a TCP connection whose reads are gathered, since the TLS library asks for a few
+/// kilobytes at a time.
+pub type Wire = tokio::io::BufReader<tokio::net::TcpStream>;
+
+/// Bytes that one read of a connection asks the kernel for.
+const READ_BYTES: usize = 256 << 10;
+/// Bytes that may wait, encrypted, for the kernel to take them.
+const WRITE_BYTES: usize = 256 << 10;
+
 /// A boxed future that may move between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

@@ -22,12 +22,12 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::connection::Connection;
-use super::{BODY_BYTES_MAX, Body, Class, ConnectError, RpcError};
+use super::{BODY_BYTES_MAX, Body, Class, ConnectError, READ_BYTES, RpcError, WRITE_BYTES, Wire};
 use crate::identity::random;
 use crate::net::tls::{self, Credentials};
 
 /// A TLS connection for the API or a join, ready for HTTP.
-pub type ApiStream = tokio_rustls::client::TlsStream<TcpStream>;
+pub type ApiStream = tokio_rustls::client::TlsStream<Wire>;
 
 /// Most peers that are remembered.
 const PEERS_MAX: usize = 1024;
@@ -392,7 +392,10 @@ async fn connect_one(
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
         tune(&stream);
-        TlsConnector::from(config).connect(name, stream).await
+        let wire = Wire::with_capacity(READ_BYTES, stream);
+        let mut stream = TlsConnector::from(config).connect(name, wire).await?;
+        stream.get_mut().1.set_buffer_limit(Some(WRITE_BYTES));
+        Ok(stream)
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
