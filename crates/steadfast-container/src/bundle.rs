@@ -74,14 +74,20 @@ pub(crate) struct Foreign {
 pub(crate) fn read_foreign(folder: &Path) -> Result<Foreign, BundleError> {
     let path = folder.join("config.json");
     let bytes = fs::read(&path).map_err(|source| BundleError::File { path: path.clone(), source })?;
-    let wrong = |reason: &str| BundleError::Configuration { path: path.clone(), reason: reason.to_owned() };
-    let config: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e.to_string()))?;
-    let root =
-        config.pointer("/root/path").and_then(Value::as_str).ok_or_else(|| wrong("it has no root.path"))?;
-    let rootfs = folder.join(root);
-    if !rootfs.is_dir() {
-        return Err(wrong(&format!("its root {} is not a folder", rootfs.display())));
+    let foreign = parse_foreign(folder, &bytes)?;
+    if !foreign.rootfs.is_dir() {
+        let reason = format!("its root {} is not a folder", foreign.rootfs.display());
+        return Err(BundleError::Configuration { path, reason });
     }
+    Ok(foreign)
+}
+
+/// Reads the text of the `config.json` in `folder`.
+pub(crate) fn parse_foreign(folder: &Path, text: &[u8]) -> Result<Foreign, BundleError> {
+    let wrong = |reason: String| BundleError::Configuration { path: folder.join("config.json"), reason };
+    let config: Value = serde_json::from_slice(text).map_err(|e| wrong(e.to_string()))?;
+    let root = config.pointer("/root/path").and_then(Value::as_str);
+    let rootfs = folder.join(root.ok_or_else(|| wrong("it has no root.path".to_owned()))?);
     let process = config.get("process").cloned().unwrap_or(Value::Null);
     Ok(Foreign { rootfs, process })
 }
@@ -102,7 +108,7 @@ pub(crate) fn write(layout: &Layout, spec: &Spec, foreign: &Foreign) -> Result<(
     fs::write(&path, bytes).map_err(|source| BundleError::File { path, source })
 }
 
-fn configuration(layout: &Layout, spec: &Spec, foreign: &Foreign) -> Result<Value, BundleError> {
+pub(crate) fn configuration(layout: &Layout, spec: &Spec, foreign: &Foreign) -> Result<Value, BundleError> {
     let user = user(spec, foreign, &layout.rootfs())?;
     let arguments = if spec.command.is_empty() {
         foreign.process.get("args").cloned().ok_or_else(|| BundleError::Configuration {
@@ -226,7 +232,11 @@ fn user(spec: &Spec, foreign: &Foreign, rootfs: &Path) -> Result<Value, BundleEr
 }
 
 fn lookup(path: &Path, name: &str) -> Option<Vec<String>> {
-    let text = fs::read_to_string(path).ok()?;
+    account(&fs::read_to_string(path).ok()?, name)
+}
+
+/// The fields of the first line whose first field is `name`.
+pub(crate) fn account(text: &str, name: &str) -> Option<Vec<String>> {
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
     text.lines().map(fields).find(|fields| fields.first().is_some_and(|first| first == name))
 }

@@ -212,6 +212,7 @@ impl Host {
 
     /// Creates a container, from an image or afresh. It starts when the first lease is renewed.
     ///
+    /// The image is read when it starts: keep it until the container runs.
     /// `id` names it on this host, `epoch` the run: an older run of the same id must be destroyed first.
     pub fn create(
         &self,

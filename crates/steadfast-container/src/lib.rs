@@ -15,6 +15,8 @@ mod config;
 mod container;
 pub mod criu;
 mod fence;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod host_files;
 mod layout;
@@ -40,5 +42,5 @@ pub use log::{LogLine, LogReader, Stream};
 pub use network::NetworkError;
 pub use preflight::{Finding, Obstacle, preflight};
 pub use protocol::{
-    Capture, Event, Exit, LineError, REQUEST_BYTES_MAX, Request, State, Status, decode_request,
+    Capture, Event, Exit, LineError, REQUEST_BYTES_MAX, Reply, Request, State, Status, decode_request,
 };

@@ -284,7 +284,7 @@ impl LogReader {
     }
 }
 
-fn parse(line: &[u8]) -> Option<LogLine> {
+pub(crate) fn parse(line: &[u8]) -> Option<LogLine> {
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let time = String::from_utf8(parts.next()?.to_vec()).ok()?;
     let stream = match parts.next()? {

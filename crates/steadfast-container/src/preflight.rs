@@ -6,10 +6,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    net::{AddressFamily, SocketType, sockopt},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
 use serde::{Deserialize, Serialize};
+
+use crate::network;
 
 /// One thing that stands in the way of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,27 +85,14 @@ const PLAIN_DEVICES: [&str; 8] = [
     "/dev/ptmx",
     "/dev/console",
 ];
-/// Tables of /proc/PID/net whose sockets CRIU images, and the column that holds the inode.
-const IMAGED_SOCKETS: [(&str, usize); 12] = [
-    ("tcp", 9),
-    ("tcp6", 9),
-    ("udp", 9),
-    ("udp6", 9),
-    ("udplite", 9),
-    ("udplite6", 9),
-    ("raw", 9),
-    ("raw6", 9),
-    ("unix", 6),
-    ("netlink", 9),
-    ("packet", 8),
-    ("icmp", 9),
-];
+/// IP (none named), TCP, UDP, UDP-Lite.
+const IMAGED_PROTOCOLS: [u32; 4] = [0, 6, 17, 136];
 
 /// Looks at these processes. `whole` says that they are all of a container, so that a Unix socket that leads to none of
 /// them leads outside.
 pub fn preflight(pids: &[u32], whole: bool) -> io::Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let mut unix = UnixSockets::default();
+    let mut unix = BTreeMap::new();
     for pid in pids {
         let process = Path::new("/proc").join(pid.to_string());
         let mut obstacles = traced(&process);
@@ -111,8 +105,8 @@ pub fn preflight(pids: &[u32], whole: bool) -> io::Result<Vec<Finding>> {
         }
         findings.extend(obstacles.into_iter().map(|obstacle| Finding { pid: *pid, obstacle }));
     }
-    if whole {
-        findings.extend(unix.outside());
+    if let Some(pid) = pids.first().filter(|_| whole && !unix.is_empty()) {
+        findings.extend(outside(*pid, &unix)?);
     }
     Ok(findings)
 }
@@ -141,92 +135,84 @@ fn mappings(process: &Path) -> Vec<Obstacle> {
     names.into_iter().map(Obstacle::Mapping).collect()
 }
 
-fn descriptors(process: &Path, pid: u32, unix: &mut UnixSockets) -> io::Result<Vec<Obstacle>> {
+/// What is open. Unix sockets are put into `unix`, by inode, with who holds them.
+fn descriptors(process: &Path, pid: u32, unix: &mut BTreeMap<u32, u32>) -> io::Result<Vec<Obstacle>> {
     let mut obstacles = Vec::new();
-    let mut sockets = Vec::new();
+    let handle = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    let handle = pidfd_open(handle, PidfdFlags::empty())?;
     for entry in fs::read_dir(process.join("fd"))? {
-        let Ok(target) = entry.and_then(|entry| fs::read_link(entry.path())) else { continue };
+        let Ok(entry) = entry else { continue };
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
         let text = target.to_string_lossy();
         if let Some(object) = text.strip_prefix("anon_inode:") {
             if !IMAGED_OBJECTS.contains(&object) {
                 obstacles.push(Obstacle::KernelObject(object.trim_matches(['[', ']']).to_owned()));
             }
         } else if let Some(inode) = text.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
-            sockets.extend(inode.parse::<u64>());
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            // A socket that was closed meanwhile stands in nobody's way.
+            let Some(Ok(socket)) =
+                number.map(|number| pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()))
+            else {
+                continue;
+            };
+            match socket_kind(&socket)? {
+                SocketKind::Imaged => {}
+                SocketKind::Unix => unix.extend(inode.parse().ok().map(|inode| (inode, pid))),
+                SocketKind::Other(kind) => obstacles.push(Obstacle::Socket(kind)),
+            }
         } else if text.starts_with("/dev/") {
             let plain = PLAIN_DEVICES.contains(&text.as_ref())
-                || text.starts_with("/dev/pts/")
-                || text.starts_with("/dev/shm/")
-                || text.starts_with("/dev/mqueue/");
+                || ["/dev/pts/", "/dev/shm/", "/dev/mqueue/"].iter().any(|folder| text.starts_with(folder));
             if !plain {
                 obstacles.push(Obstacle::Device(target.clone()));
             }
         }
     }
-    if sockets.is_empty() {
-        return Ok(obstacles);
-    }
-    let known = socket_kinds(process, unix);
-    for inode in sockets {
-        unix.held.entry(inode).or_insert(pid);
-        if !known.contains(&inode) {
-            obstacles.push(Obstacle::Socket(format!("unknown (inode {inode})")));
-        }
-    }
     Ok(obstacles)
 }
 
-/// The inodes of all sockets in the process's name space of kinds that can be imaged.
-fn socket_kinds(process: &Path, unix: &mut UnixSockets) -> BTreeSet<u64> {
-    let mut known = BTreeSet::new();
-    for (table, column) in IMAGED_SOCKETS {
-        let text = fs::read_to_string(process.join("net").join(table)).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            let Some(inode) = fields.get(column).and_then(|field| field.parse().ok()) else { continue };
-            known.insert(inode);
-            if table == "unix" {
-                let connected = fields.get(5).is_some_and(|state| *state == "03");
-                let name = fields.get(7).copied().unwrap_or_default();
-                unix.known.insert(inode, (connected, name.to_owned()));
-            }
-        }
-    }
-    known
+enum SocketKind {
+    Imaged,
+    Unix,
+    Other(String),
 }
 
-/// Unix sockets seen so far: a container's connected ones must come in pairs that it holds both of.
-#[derive(Debug, Default)]
-struct UnixSockets {
-    /// Whether connected, and the name it is bound to.
-    known: BTreeMap<u64, (bool, String)>,
-    held: BTreeMap<u64, u32>,
+/// Asks the socket itself: the kernel's tables leave out those that are not bound yet.
+fn socket_kind(socket: &OwnedFd) -> io::Result<SocketKind> {
+    let domain = sockopt::socket_domain(socket)?;
+    let protocol = sockopt::socket_protocol(socket)?.map_or(0, |protocol| protocol.as_raw().get());
+    let raw = sockopt::socket_type(socket)? == SocketType::RAW;
+    let kind = match domain {
+        AddressFamily::UNIX => SocketKind::Unix,
+        AddressFamily::NETLINK | AddressFamily::PACKET => SocketKind::Imaged,
+        AddressFamily::INET | AddressFamily::INET6 if raw || IMAGED_PROTOCOLS.contains(&protocol) => {
+            SocketKind::Imaged
+        }
+        AddressFamily::INET | AddressFamily::INET6 => SocketKind::Other(match protocol {
+            1 | 58 => "ICMP".to_owned(),
+            132 => "SCTP".to_owned(),
+            262 => "MPTCP".to_owned(),
+            other => format!("IP protocol {other}"),
+        }),
+        other => SocketKind::Other(format!("family {}", other.as_raw())),
+    };
+    Ok(kind)
 }
 
-impl UnixSockets {
-    /// An odd connected socket out: both ends of a connection inside are held by the container's own processes. The
-    /// kernel's table does not name the peer, so only the count of unpaired ends can be judged.
-    fn outside(&self) -> Vec<Finding> {
-        let connected: Vec<_> = self
-            .held
-            .iter()
-            .filter_map(|(inode, pid)| {
-                self.known.get(inode).filter(|(c, _)| *c).map(|(_, name)| (*pid, name))
-            })
-            .collect();
-        if connected.len() % 2 == 0 {
-            return Vec::new();
-        }
-        let odd = connected.iter().find(|(_, name)| name.is_empty()).or_else(|| connected.first());
-        odd.map(|(pid, name)| Finding {
-            pid: *pid,
-            obstacle: Obstacle::OutsideSocket(if name.is_empty() {
-                "(unnamed)".to_owned()
-            } else {
-                (*name).clone()
-            }),
-        })
-        .into_iter()
-        .collect()
-    }
+/// Connected Unix sockets whose other end nobody of the container holds. A connection that waits to be accepted has an
+/// end without an inode, and is imaged with its listener.
+fn outside(pid: u32, held: &BTreeMap<u32, u32>) -> io::Result<Vec<Finding>> {
+    let namespace = Path::new("/proc").join(pid.to_string()).join("ns/net");
+    let peers = network::inside(&namespace, || {
+        network::sockets::unix_peers().map_err(network::kernel("listing the Unix sockets"))
+    });
+    let peers = peers.map_err(|e| io::Error::other(e.to_string()))?;
+    let leads_out =
+        |(inode, peer): &(u32, u32)| *peer != 0 && held.contains_key(inode) && !held.contains_key(peer);
+    let finding = |(inode, _): (u32, u32)| {
+        let pid = *held.get(&inode)?;
+        Some(Finding { pid, obstacle: Obstacle::OutsideSocket(format!("(inode {inode})")) })
+    };
+    Ok(peers.into_iter().filter(leads_out).filter_map(finding).collect())
 }

@@ -50,7 +50,7 @@ pub enum Request {
 /// What a shim answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Reply {
+pub enum Reply {
     /// It was done, or is being done.
     Done,
     /// How the container stands.

@@ -11,7 +11,7 @@ use common::{
     wait_running,
 };
 use steadfast_container::{
-    CheckpointError, Container, FREEZE_MAX_NS, Host, Obstacle, RestoreMode, Spec, State, boottime_ns,
+    CheckpointError, Container, FREEZE_MAX_NS, Host, Obstacle, RestoreMode, Spec, State, Volume, boottime_ns,
     verify_host_files,
 };
 
@@ -32,6 +32,7 @@ fn restore(
 
 /// Takes an image of `container`, and says what CRIU said when it cannot.
 fn capture(container: &Container, into: &std::path::Path) -> steadfast_container::Capture {
+    wait_running(container);
     container.checkpoint(into).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -169,6 +170,43 @@ fn several_processes_and_threads_with_a_listener_come_back() {
     });
 }
 
+#[test]
+fn a_program_run_inside_is_no_obstacle_and_not_part_of_the_image() {
+    isolated(|world| {
+        let host = world.host("a");
+        let spec = shell("box", "echo ready; while :; do sleep 0.05; done");
+        let container = create(&host, "c1", 1, &spec);
+        let leases = Leases::keep(&container);
+        wait_output(&container, "ready");
+        let guest = std::thread::spawn({
+            let container = container.clone();
+            move || {
+                exec(
+                    &container,
+                    &[
+                        "sh",
+                        "-c",
+                        "touch /tmp/guest; while test -e /tmp/guest; do sleep 0.02; done; echo left",
+                    ],
+                )
+            }
+        });
+        eventually("the guest runs", || exec(&container, &["ls", "/tmp"]).contains("guest").then_some(()));
+        let image = image(&host, "one");
+        capture(&container, &image);
+        exec(&container, &["rm", "/tmp/guest"]);
+        assert_eq!(guest.join().unwrap(), "left\n");
+        drop(leases);
+        container.destroy().unwrap();
+        let container = restore(&host, "c1", 2, &spec, &image, RestoreMode::CloseOutside);
+        let _leases = Leases::keep(&container);
+        wait_running(&container);
+        let commands = exec(&container, &["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+        assert!(!commands.contains("test -e /tmp/guest"), "{commands}");
+        container.destroy().unwrap();
+    });
+}
+
 const RING: &str = r#"
 import ctypes, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -192,6 +230,7 @@ fn what_cannot_be_imaged_is_reported_and_keeps_running() {
                 .any(|f| matches!(&f.obstacle, Obstacle::KernelObject(name) if name == "io_uring")),
             "{findings:?}"
         );
+        wait_running(&container);
         let into = image(&host, "never");
         let Err(CheckpointError::Refused(reason)) = container.checkpoint(&into) else {
             panic!("io_uring was imaged")
@@ -204,6 +243,77 @@ fn what_cannot_be_imaged_is_reported_and_keeps_running() {
     });
 }
 
+const SOCKETS: &str = r#"
+import socket, sys, time
+if len(sys.argv) > 1:
+    out = socket.socket(socket.AF_UNIX); out.connect(sys.argv[1])
+else:
+    waiting = socket.socket(socket.AF_UNIX); waiting.bind("/tmp/mine"); waiting.listen(5)
+    mine = socket.socket(socket.AF_UNIX); mine.connect("/tmp/mine")
+    pair = socket.socketpair()
+    unbound = [socket.socket(), socket.socket(socket.AF_INET6), socket.socket(type=socket.SOCK_DGRAM)]
+print("ready", flush=True)
+while True: time.sleep(1)
+"#;
+
+#[test]
+fn only_sockets_that_lead_outside_are_obstacles() {
+    isolated(|world| {
+        let host = world.host("a");
+        let folder = host.config().run_dir.join("shared");
+        fs::create_dir_all(&folder).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(folder.join("s")).unwrap();
+        let harmless = create(&host, "c1", 1, &spec("harmless", &["/usr/bin/python3", "-c", SOCKETS]));
+        let mut spec = spec("talker", &["/usr/bin/python3", "-c", SOCKETS, "/shared/s"]);
+        spec.volumes = vec![Volume { source: folder, target: "/shared".into(), read_only: false }];
+        let talker = create(&host, "c2", 1, &spec);
+        let _leases = [Leases::keep(&harmless), Leases::keep(&talker)];
+        wait_output(&harmless, "ready");
+        wait_output(&talker, "ready");
+        assert_eq!(harmless.preflight().unwrap(), []);
+        capture(&harmless, &image(&host, "harmless"));
+        // The connection waits to be accepted: nobody holds its other end until then.
+        let (_accepted, _) = listener.accept().unwrap();
+        let findings = talker.preflight().unwrap();
+        assert!(
+            matches!(findings.as_slice(), [f] if matches!(f.obstacle, Obstacle::OutsideSocket(_))),
+            "{findings:?}"
+        );
+        wait_running(&talker);
+        let refused = talker.checkpoint(&image(&host, "talker")).unwrap_err().to_string();
+        assert!(refused.contains("outside"), "{refused}");
+        harmless.destroy().unwrap();
+        talker.destroy().unwrap();
+    });
+}
+
+#[test]
+fn two_epochs_of_one_id_live_on_two_hosts_at_once() {
+    isolated(|world| {
+        let (a, b) = (world.host("a"), world.host("b"));
+        let spec = shell("twice", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done");
+        let old = create(&a, "c1", 1, &spec);
+        let leases = Leases::keep(&old);
+        wait_output(&old, "3");
+        let image = image(&a, "one");
+        capture(&old, &image);
+        leases.pause();
+        common::wait_state(&old, |state| *state == State::Frozen);
+        let new = restore(&b, "c1", 2, &spec, &image, RestoreMode::CloseOutside);
+        let _leases = Leases::keep(&new);
+        wait_running(&new);
+        let before = output(&old).len();
+        let first: usize = eventually("a line", || output(&new).first().cloned()).parse().unwrap();
+        wait_output(&new, &(first + 20).to_string());
+        assert_eq!(output(&old).len(), before, "the old one stands still");
+        assert_eq!(old.status().unwrap().state, State::Frozen);
+        old.destroy().unwrap();
+        wait_output(&new, &(first + 40).to_string());
+        assert_eq!(new.status().unwrap().epoch, 2);
+        new.destroy().unwrap();
+    });
+}
+
 #[test]
 fn images_are_never_written_to_a_disk_and_half_images_are_refused() {
     isolated(|world| {
@@ -211,6 +321,7 @@ fn images_are_never_written_to_a_disk_and_half_images_are_refused() {
         let container = create(&host, "c1", 1, &shell("sleeper", "echo ready; sleep 1000"));
         let leases = Leases::keep(&container);
         wait_output(&container, "ready");
+        wait_running(&container);
         let disk = host.config().data_dir.join("image");
         let refused = container.checkpoint(&disk).unwrap_err().to_string();
         assert!(refused.contains("tmpfs"), "{refused}");

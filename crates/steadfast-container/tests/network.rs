@@ -284,6 +284,7 @@ fn moved(world: &World, mode: RestoreMode) -> (Net, Container, Leases, Outsider,
     });
     wait_output(&container, "inside 1");
     let image = net.a.config().image_dir.join("one");
+    wait_running(&container);
     container.checkpoint(&image).unwrap();
     drop(leases);
     container.destroy().unwrap();

@@ -3,13 +3,14 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use common::{
-    Leases, create, eventually, exec, isolated, output, shell, spec, wait_output, wait_over, wait_running,
+    Leases, create, eventually, exec, isolated, output, run_ok, shell, spec, wait_output, wait_over,
+    wait_running,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use steadfast_container::{CreateError, Event, Exit, RestoreMode, State, Stream, Volume};
+use steadfast_container::{CreateError, Event, Exit, RestoreMode, Root, State, Stream, Volume};
 
 #[test]
 fn a_program_runs_logs_and_its_exit_status_is_kept() {
@@ -209,6 +210,81 @@ fn the_container_dies_with_its_shim() {
         assert!(container.status().is_err());
         assert!(host.adopt().unwrap().is_empty(), "what a dead shim left is removed");
         assert!(!world.group("a", "c1").exists() && !world.data("a", "c1").exists());
+    });
+}
+
+#[test]
+fn a_killed_guard_is_replaced() {
+    isolated(|world| {
+        let host = world.host("a");
+        let container = create(&host, "c1", 1, &shell("guarded", "sleep 1000"));
+        let _leases = Leases::keep(&container);
+        let pid = wait_running(&container).pid.unwrap();
+        let shim = container.shim_pid().unwrap();
+        let guard = || -> Option<i32> {
+            let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).ok()?;
+            children.split_whitespace().filter_map(|child| child.parse().ok()).find(|child: &i32| {
+                fs::read_to_string(format!("/proc/{child}/cmdline"))
+                    .is_ok_and(|line| line.contains("\0guard\0"))
+            })
+        };
+        let first = eventually("a guard", guard);
+        kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+        eventually("another guard", || guard().filter(|guard| *guard != first));
+        kill_process(Pid::from_raw(i32::try_from(shim).unwrap()).unwrap(), Signal::KILL).unwrap();
+        eventually("its death", || (!fs::exists(format!("/proc/{pid}/root/etc")).unwrap()).then_some(()));
+        container.destroy().unwrap();
+        assert!(!world.group("a", "c1").exists());
+    });
+}
+
+/// A bundle with a shell and `sleep`, and the libraries they need.
+fn bundle(folder: &Path) {
+    let rootfs = folder.join("rootfs");
+    let copy = |path: &str| {
+        let target = rootfs.join(path.trim_start_matches('/'));
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(path, target).unwrap();
+    };
+    for program in ["/bin/sh", "/bin/sleep", "/bin/cat"] {
+        copy(program);
+        let libraries = run_ok("ldd", &[program]);
+        libraries.split_whitespace().filter(|word| word.starts_with('/')).for_each(copy);
+    }
+    let own = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"cwd":"/","user":{"uid":0,"gid":0},
+        "env":["COLOUR=blue"],"args":["/bin/sh","-c","echo $COLOUR; echo x > /file; while :; do sleep 0.05; done"]}}"#;
+    fs::write(folder.join("config.json"), own).unwrap();
+}
+
+#[test]
+fn a_bundle_runs_is_imaged_and_is_not_written_to() {
+    isolated(|world| {
+        let host = world.host("a");
+        let folder = host.config().data_dir.join("bundle");
+        bundle(&folder);
+        let mut spec = spec("bundled", &[]);
+        spec.root = Root::Bundle(folder.clone());
+        let container = create(&host, "c1", 1, &spec);
+        let leases = Leases::keep(&container);
+        wait_output(&container, "blue");
+        eventually("the file", || exec(&container, &["/bin/cat", "/file"]).contains('x').then_some(()));
+        assert!(!folder.join("rootfs/file").exists());
+        let image = host.config().image_dir.join("one");
+        let capture = container.checkpoint(&image).unwrap();
+        assert!(
+            capture.host_files.iter().any(|file| file.path == folder.join("rootfs/bin/sh")),
+            "{capture:?}"
+        );
+        drop(leases);
+        container.destroy().unwrap();
+        let container = host.create("c1", 2, &spec, Some(&image), RestoreMode::CloseOutside).unwrap();
+        let _leases = Leases::keep(&container);
+        wait_running(&container);
+        assert_eq!(exec(&container, &["/bin/cat", "/file"]), "x\n");
+        container.destroy().unwrap();
+        spec.root = Root::Bundle("/no/such/bundle".into());
+        let refused = host.create("c2", 1, &spec, None, RestoreMode::Keep).unwrap_err().to_string();
+        assert!(refused.contains("/no/such/bundle/config.json"), "{refused}");
     });
 }
 

@@ -51,7 +51,6 @@ impl World {
             incarnation: here.incarnation,
             applied: 0,
             apply_scheduled: false,
-            synced: false,
             sync_at: None,
             wake_at: None,
             paused: false,

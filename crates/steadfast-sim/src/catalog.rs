@@ -417,13 +417,14 @@ impl World {
         if let Some(agent) = &mut self.hosts[host].agent {
             agent.sync_at.get_or_insert(revision);
         }
+        self.after(5_000 * MS, Event::Sync { host, life });
         self.note_sync(host);
     }
 
     fn note_sync(&mut self, host: usize) {
         let Some(agent) = &mut self.hosts[host].agent else { return };
-        if !agent.synced && agent.sync_at.is_some_and(|revision| agent.applied >= revision) {
-            agent.synced = true;
+        if agent.sync_at.is_some_and(|revision| agent.applied >= revision) {
+            agent.sync_at = None;
             self.step(host, Input::Synced);
         }
     }

@@ -60,8 +60,8 @@ impl World {
         let any = self.random.index(self.hosts.len());
         match self.random.below(6) {
             0..=2 => self.random.pick(&owners).copied().unwrap_or(any),
-            3 => self.hosts.iter().position(|host| host.slow > 0).unwrap_or(any),
-            _ => any,
+            3 => any,
+            _ => self.hosts.iter().position(|host| host.slow > 0).unwrap_or(any),
         }
     }
 
@@ -159,7 +159,8 @@ impl World {
     pub(crate) fn slow_down(&mut self, host: usize) {
         let lease = u64::try_from(self.scenario.lease.as_nanos()).unwrap_or(SECOND);
         let was_slow = self.hosts[host].slow > 0;
-        self.hosts[host].slow = self.random.between(lease / 50, lease / 5);
+        let least = if self.scenario.slow_host { lease / 6 } else { lease / 50 };
+        self.hosts[host].slow = self.random.between(least, lease / 5);
         if !was_slow {
             self.undo_after(0, Undo::Starve(host));
         }

@@ -59,7 +59,6 @@ pub(crate) struct Agent {
     /// The revision up to which its core knows the catalog.
     pub(crate) applied: u64,
     pub(crate) apply_scheduled: bool,
-    pub(crate) synced: bool,
     /// The revision that a read through a majority gave; the core is in step when it knows it.
     pub(crate) sync_at: Option<u64>,
     pub(crate) wake_at: Option<u64>,

@@ -120,6 +120,11 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// The world of `seed`.
+    pub fn of(seed: u64) -> Scenario {
+        Scenario::draw(&mut Random::new(seed), None)
+    }
+
     /// The world of `random`'s seed, of `nodes` nodes if given.
     pub(crate) fn draw(random: &mut Random, nodes: Option<usize>) -> Scenario {
         let networks_only = random.chance(0.06);
@@ -138,7 +143,7 @@ impl Scenario {
         }
         let calm = random.chance(0.5);
         let draw = |random: &mut Random, from: &[u64]| *random.pick(from).expect("the lists below are not empty");
-        Scenario {
+        let scenario = Scenario {
             nodes: nodes.unwrap_or(size),
             networks: u16::try_from(networks).expect("at most three"),
             lease: Duration::from_millis(draw(random, &[450, 1_000, 1_000, 1_000, 2_000])),
@@ -153,7 +158,7 @@ impl Scenario {
             commit: draw(random, &[MS / 5, MS, MS, 5 * MS, 20 * MS]),
             skew_ppm: 200,
             voters: if random.chance(0.6) { Voters::Grantors } else { Voters::Fixed },
-            slow_host: !networks_only && random.chance(0.25),
+            slow_host: !networks_only && random.chance(0.1),
             founding: random.chance(0.2),
             weights,
             fault_every: random.between(300, 3_000) * MS,
@@ -161,6 +166,26 @@ impl Scenario {
             safety: random.between(10, 25) * SECOND,
             containers: 1 + random.index(5),
             networks_only,
+        };
+        if scenario.slow_host { scenario.with_little_slack() } else { scenario }
+    }
+
+    /// A world in which the allowance for drift is all that keeps two copies apart: everything is quick but one host,
+    /// which is cut off again and again.
+    fn with_little_slack(self) -> Scenario {
+        let weights = self.weights.iter().map(|(fault, _)| (*fault, u64::from(*fault == Fault::Isolation))).collect();
+        Scenario {
+            lease: self.lease.max(Duration::from_secs(1)),
+            delay: MS / 10,
+            jitter: MS / 20,
+            loss: 0.0,
+            job: MS / 2,
+            job_failure: 0.0,
+            job_hang: 0.0,
+            commit: MS / 5,
+            weights,
+            fault_every: 3 * SECOND,
+            ..self
         }
     }
 }

@@ -449,8 +449,25 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path, format: Format) -> Result<Opt
         Err(error) => return Err(io_error("read", path)(error)),
     };
     let corrupt = |reason| IdentityError::Corrupt { path: path.to_path_buf(), reason };
-    let (_, body) = format.unwrap(&bytes).map_err(|error| corrupt(error.into()))?;
-    postcard::from_bytes(body).map(Some).map_err(|_| corrupt(CorruptReason::Content))
+    decode(format, &bytes).map(Some).map_err(corrupt)
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(format: Format, bytes: &[u8]) -> Result<T, CorruptReason> {
+    let (_, body) = format.unwrap(bytes)?;
+    postcard::from_bytes(body).map_err(|_| CorruptReason::Content)
+}
+
+/// The entry for fuzzing: a file of the state directory, written again where it is accepted.
+#[doc(hidden)]
+#[must_use]
+pub fn rewrite_record(bytes: &[u8]) -> Option<Vec<u8>> {
+    fn rewritten<T: Serialize + for<'de> Deserialize<'de>>(format: Format, bytes: &[u8]) -> Option<Vec<u8>> {
+        let value: T = decode(format, bytes).ok()?;
+        Some(format.wrap(&postcard::to_allocvec(&value).expect("it was just read")))
+    }
+    rewritten::<IdentityRecord>(IDENTITY, bytes)
+        .or_else(|| rewritten::<u64>(INCARNATION, bytes))
+        .or_else(|| rewritten::<Membership>(MEMBERSHIP, bytes))
 }
 
 fn write<T: Serialize>(path: &Path, format: Format, value: &T) -> Result<(), IdentityError> {

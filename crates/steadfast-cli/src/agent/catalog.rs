@@ -155,7 +155,7 @@ pub(crate) async fn found(
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct AdmitRequest {
+pub(super) struct AdmitRequest {
     engine_id: u64,
     addresses: Vec<String>,
 }

@@ -28,10 +28,13 @@ pub(crate) struct Running {
     request: ExecRequest,
 }
 
+/// Wraps what an output printed.
+type MakeFrame = fn(Bytes) -> Frame;
+
 /// The ends of the streams that stay here.
 struct Ours {
     stdin: Option<File>,
-    outputs: Vec<(File, fn(Bytes) -> Frame)>,
+    outputs: Vec<(File, MakeFrame)>,
     terminal: Option<File>,
 }
 
@@ -136,7 +139,7 @@ fn terminal() -> io::Result<([OwnedFd; 3], Ours)> {
 }
 
 /// Passes on what the command prints until it ends.
-fn pass_out(mut file: File, frame: fn(Bytes) -> Frame, frames: &mpsc::Sender<Frame>) {
+fn pass_out(mut file: File, frame: MakeFrame, frames: &mpsc::Sender<Frame>) {
     let mut buffer = vec![0u8; PAYLOAD_BYTES_MAX / 2];
     loop {
         // A terminal whose last user is gone answers with an error rather than an end.

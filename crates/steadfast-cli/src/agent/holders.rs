@@ -41,6 +41,6 @@ pub(crate) async fn ask(agent: &Agent, nodes: &[NodeId]) -> BTreeMap<NodeId, Opt
     futures_util::future::join_all(asked).await.into_iter().collect()
 }
 
-fn decode(bytes: &[u8]) -> BTreeSet<Digest> {
+pub(super) fn decode(bytes: &[u8]) -> BTreeSet<Digest> {
     bytes.chunks_exact(32).filter_map(|chunk| chunk.try_into().ok().map(Digest)).collect()
 }

@@ -70,12 +70,16 @@ pub(crate) struct JoinReply {
     pub(crate) hints: Vec<Hint>,
 }
 
+/// Reads a token; whether it can be used is the inviter's to say.
+pub fn parse(text: &str) -> Result<Token, Failure> {
+    Token::decode(text).map_err(|error| Failure::new(Code::TokenInvalid, error.to_string()))
+}
+
 /// Joins.
-pub async fn join(config: &Config, text: &str) -> Result<Joined, Failure> {
-    let token = Token::decode(text).map_err(|error| Failure::new(Code::TokenInvalid, error.to_string()))?;
+pub async fn join(config: &Config, token: &Token) -> Result<Joined, Failure> {
     let mut identity = state::open(&config.data)?;
     state::refuse_member(&identity)?;
-    check_expiry(&token)?;
+    check_expiry(token)?;
     let key = NodeKey::generate().map_err(|error| tls_failure(&error))?;
     let machine = machine::look(config);
     let request = JoinRequest {
@@ -91,8 +95,8 @@ pub async fn join(config: &Config, text: &str) -> Result<Joined, Failure> {
         criu: machine.criu,
         processor: machine.processor,
     };
-    let reply = ask(&token, &request).await?;
-    store(&mut identity, &token, &key, reply)
+    let reply = ask(token, &request).await?;
+    store(&mut identity, token, &key, reply)
 }
 
 fn check_expiry(token: &Token) -> Result<(), Failure> {

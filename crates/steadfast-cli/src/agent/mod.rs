@@ -9,6 +9,8 @@ mod catalog;
 mod containers;
 mod exec;
 pub mod found;
+#[doc(hidden)]
+pub mod fuzzing;
 mod holders;
 pub mod join;
 mod listen;
@@ -18,6 +20,8 @@ mod memory;
 mod report;
 mod rows;
 mod state;
+#[cfg(test)]
+mod tests;
 mod verbs;
 mod worker;
 

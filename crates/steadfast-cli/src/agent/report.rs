@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use steadfast::catalog::{Catalog, CatalogStatus};
 use steadfast::node::Noticed;
-use steadfast_proto::catalog::{ContainerRow, ContainerState, NodeRow, View, ViewReason};
+use steadfast_proto::catalog::{ClusterRow, ContainerRow, ContainerState, NodeRow, View, ViewReason};
 use steadfast_proto::detect::Opinion;
 use steadfast_proto::ids::{NetworkId, NodeId};
 use steadfast_proto::node::{Event, Phase, Status};
@@ -24,6 +24,12 @@ use crate::failure::Failure;
 const TIMELINE_SHOWN: usize = 512;
 
 impl Agent {
+    /// The same words with the nodes' names in the place of their ids.
+    pub(crate) fn with_names(&self, words: &str) -> String {
+        let names = self.rows.names();
+        names.into_iter().fold(words.to_owned(), |words, (id, name)| words.replace(&id.to_string(), &name))
+    }
+
     /// What the core knows.
     pub(crate) async fn status(&self) -> Result<Status, Failure> {
         self.node.status().await.map_err(|error| Failure::new(Code::PeerUnreachable, error.to_string()))
@@ -43,7 +49,8 @@ impl Agent {
         let Some(view) = &status.view else {
             return Err(Failure::new(Code::NoQuorum, "this node has not received the list of members yet"));
         };
-        let quorum = engine.has_quorum && engine.leader.is_some();
+        let heard = voters_heard(&status, &engine);
+        let quorum = engine.has_quorum && engine.leader.is_some() && heard > engine.voters.len() / 2;
         Ok(types::Status {
             cluster: types::Cluster {
                 id: cluster.id.to_string(),
@@ -57,7 +64,7 @@ impl Agent {
             quorum,
             leader: status.leader.map(|leader| node_name(&names, leader)),
             view: convert::view(view, &names),
-            survives: survives(&status, view, &engine),
+            survives: survives(heard, engine.voters.len()),
             lease_left_ms: millis(status.lease_left),
             peers: self.peers_shown(&status, view, &names),
             containers: self.local_containers(&status),
@@ -218,14 +225,19 @@ fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Nod
     }
 }
 
-/// What the cluster survives right now: voters that may fail, and whether containers would find a place.
-fn survives(status: &Status, view: &View, engine: &CatalogStatus) -> types::Survives {
+/// The voters that this node hears now, itself included: the engine alone believes in a leader that was cut off.
+fn voters_heard(status: &Status, engine: &CatalogStatus) -> usize {
     let ids: BTreeMap<u64, NodeId> = status.nodes.values().map(|row| (row.engine_id, row.id)).collect();
-    let well = |id: &NodeId| {
-        view.has(*id) && (*id == status.id || !status.peers.get(id).is_some_and(|peer| peer.suspected))
+    let lease = status.cluster.as_ref().map_or(Duration::from_secs(1), ClusterRow::lease);
+    let is_heard = |id: &NodeId| {
+        let peer = status.peers.get(id);
+        *id == status.id || peer.is_some_and(|peer| !peer.suspected && peer.silent <= peer.timeout.max(lease))
     };
-    let voters = engine.voters.len();
-    let live = engine.voters.keys().filter_map(|voter| ids.get(voter)).filter(|id| well(id)).count();
+    engine.voters.keys().filter_map(|voter| ids.get(voter)).filter(|id| is_heard(id)).count()
+}
+
+/// What the cluster survives right now: how many of the voters that are there may fail.
+fn survives(live: usize, voters: usize) -> types::Survives {
     let majority = voters / 2 + 1;
     let spare = u32::try_from(live.saturating_sub(majority)).unwrap_or(u32::MAX);
     let sentence = match (voters, live) {

@@ -251,7 +251,7 @@ impl Agent {
                 }
                 steadfast::node::RequestError::Refused(_) => Code::CheckpointFailed,
             };
-            Failure::new(code, format!("no checkpoint of {name}: {error}"))
+            Failure::new(code, self.with_names(&format!("no checkpoint of {name}: {error}")))
         })?;
         let latest = ContainerRow { latest: Some(taken.clone()), ..row };
         Ok(convert::checkpoint(&latest, &taken, &self.rows.names()))
@@ -277,7 +277,8 @@ impl Agent {
     /// A row as the API shows it, by what this node knows of the others.
     pub(crate) fn shown(&self, row: &ContainerRow, revision: u64) -> types::Container {
         let view = self.rows.get_stale::<View>(&Key::View).map(|(view, _)| view);
-        convert::container(row, revision, &self.rows.names(), view.as_ref(), now_unix_ms())
+        let shown = convert::container(row, revision, &self.rows.names(), view.as_ref(), now_unix_ms());
+        types::Container { reason: shown.reason.map(|reason| self.with_names(&reason)), ..shown }
     }
 
     /// Every state of a container's row from now on, as this node has it.

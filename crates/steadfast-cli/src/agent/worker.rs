@@ -43,7 +43,12 @@ impl steadfast::node::Worker for Worker {
             Job::Campaign => self.campaign(),
             Job::Renumber => self.renumber(report),
             Job::Collect => self.collect(),
-            job => match &self.containers {
+            Job::Renew { .. }
+            | Job::Start(_)
+            | Job::Restore(_)
+            | Job::Checkpoint { .. }
+            | Job::Stop { .. }
+            | Job::Destroy { .. } => match &self.containers {
                 Some(containers) => self.run_in(containers, job, report),
                 None => refuse(job, report),
             },

@@ -233,7 +233,8 @@ fn lost(error: &hyper::Error) -> Failure {
 }
 
 /// Takes one whole event off the front; `Some(Ok(None))` is a comment that only keeps the connection alive.
-fn take_event<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<Option<T>, Failure>> {
+#[doc(hidden)]
+pub fn take_event<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<Option<T>, Failure>> {
     let end = pending.windows(2).position(|pair| pair == b"\n\n")?;
     let event: Vec<u8> = pending.drain(..end + 2).collect();
     let text = String::from_utf8_lossy(&event);

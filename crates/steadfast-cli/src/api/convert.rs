@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(checked_spec(spec(&checked)).unwrap(), checked);
         let never = ContainerSpec {
             every_ms: None,
-            memory_bytes_max: Some(1_234_567),
+            memory_bytes_max: Some(12_345_678),
             cpu_milli_max: Some(250),
             ..checked
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -79,8 +79,13 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
     let bytes = bytes.map_err(|error| {
         Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible"))
     })?;
-    let bytes = bytes.to_bytes();
-    let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    read_body(&bytes.to_bytes())
+}
+
+/// Reads the text of a body; an empty one is an object without fields.
+#[doc(hidden)]
+pub fn read_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let text: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
     serde_json::from_slice(text).map_err(|error| Failure::new(Code::BadRequest, format!("the body: {error}")))
 }
 
@@ -252,14 +257,23 @@ impl<T: DeserializeOwned + Send> axum::extract::FromRequestParts<Arc<Agent>> for
         parts: &mut axum::http::request::Parts,
         _: &Arc<Agent>,
     ) -> Result<Self, Failure> {
-        let query = Query::<T>::try_from_uri(&parts.uri);
-        query.map(|Query(value)| Parameters(value)).map_err(|error| {
-            Failure::new(
-                Code::BadRequest,
-                format!("the query of {}: {}", parts.uri.path(), error.body_text()),
-            )
-        })
+        read_query(&parts.uri).map(Parameters)
     }
+}
+
+fn read_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+    let query = Query::<T>::try_from_uri(uri);
+    query.map(|Query(value)| value).map_err(|error| {
+        Failure::new(Code::BadRequest, format!("the query of {}: {}", uri.path(), error.body_text()))
+    })
+}
+
+/// The entry for fuzzing: a request's target, with each set of parameters.
+#[doc(hidden)]
+pub fn read_queries(target: &str) {
+    let Ok(uri) = target.parse::<Uri>() else { return };
+    let _ = read_query::<RemoveQuery>(&uri);
+    let _ = read_query::<LogsQuery>(&uri);
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Bed {
         self.wait_members(self.hosts().len())
     }
 
-    /// Waits until some host with an agent shows the container in a state that `condition` accepts; returns it.
+    /// Waits until some host whose agent can answer shows the container in a state that `condition` accepts; returns it.
     ///
     /// `what` finishes the sentence "waited for NAME ...".
     pub fn wait_container(
@@ -64,7 +64,7 @@ impl Bed {
     ) -> Result<Container, BedError> {
         let mut last = String::new();
         let found = wait_for(&format!("{name} {what}"), PATIENCE, || {
-            for host in self.hosts().iter().filter(|host| host.agent_pid().is_some()) {
+            for host in self.hosts().iter().filter(|host| host.has_answering_agent()) {
                 match host.container(name) {
                     Ok(Some(container)) if condition(&container) => return Some(container),
                     Ok(Some(Container { node, state, epoch, reason, .. })) => {
@@ -79,10 +79,10 @@ impl Bed {
         found.map_err(|error| explained(error, &last))
     }
 
-    /// Waits until each host that has power and an agent counts exactly `count` members, and says that the cluster survives
+    /// Waits until each host whose agent can answer counts exactly `count` members, and says that the cluster survives
     /// the loss of as many nodes as so many members allow (a fresh member votes and grants leases only a moment later).
     pub fn wait_members(&self, count: usize) -> Result<(), BedError> {
-        for host in self.hosts().iter().filter(|host| host.agent_pid().is_some()) {
+        for host in self.hosts().iter().filter(|host| host.has_answering_agent()) {
             let mut last = String::new();
             let done = wait_for(&format!("{count} members in the eyes of {}", host.name()), PATIENCE, || {
                 let status = match host.status() {

@@ -267,6 +267,8 @@ impl Host {
         let errors = log.try_clone().map_err(|source| BedError::File { path: self.log(), source })?;
         let mut command = Command::new(&self.shared.plan.binary);
         command.args(["agent", "--config"]).arg(self.config());
+        // A panic's own sentence tells where it was; a stack of an asynchronous runtime would push everything else out of a log's tail.
+        command.env("RUST_BACKTRACE", "0");
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = self.spawn(&mut command)?;
         lock(&self.power).agent = Some(child);
@@ -284,6 +286,11 @@ impl Host {
                 None
             }
         }
+    }
+
+    /// Whether the agent can answer: it runs and is not stopped by a signal.
+    pub fn has_answering_agent(&self) -> bool {
+        self.agent_pid().is_some_and(|id| cgroups::stat_field(id, 0).as_deref() != Some("T"))
     }
 
     /// How the agent ended, when it has.
@@ -336,11 +343,12 @@ impl Host {
         Ok(())
     }
 
-    /// The last lines of the agent's log.
+    /// The last lines of the agent's log, without what the Raft engine repeats while a member is away.
     pub fn log_tail(&self, lines: usize) -> String {
         let text = fs::read(self.log()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let all: Vec<&str> = text.lines().collect();
+        let is_repetition = |line: &&str| line.contains(" WARN openraft::");
+        let all: Vec<&str> = text.lines().filter(|line| !is_repetition(line)).collect();
         all.iter().skip(all.len().saturating_sub(lines)).copied().collect::<Vec<_>>().join("\n")
     }
 

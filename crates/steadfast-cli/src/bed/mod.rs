@@ -410,6 +410,18 @@ impl Bed {
         self.shared.change_faults(|faults| faults.set_relayed(relayed))
     }
 
+    /// Copies every agent's whole log to the folder that `STEADFAST_BED_LOGS` names, when it names one.
+    fn save_logs(&self) {
+        let Some(folder) = std::env::var_os("STEADFAST_BED_LOGS").map(PathBuf::from) else { return };
+        for host in &self.hosts {
+            let name = format!("{}-{}.log", self.id(), host.name());
+            let saved = fs::create_dir_all(&folder).and_then(|()| fs::copy(host.log(), folder.join(&name)));
+            if let Err(error) = saved {
+                eprintln!("test bed: {name} could not be saved in {}: {error}", folder.display());
+            }
+        }
+    }
+
     /// The last lines of every agent's log, for a failed test.
     pub fn log_tails(&self, lines: usize) -> String {
         let tail = |host: &Host| format!("----- agent log of {}\n{}\n", host.name(), host.log_tail(lines));
@@ -430,6 +442,7 @@ impl Drop for Bed {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tails(60));
+            self.save_logs();
         }
         for host in &self.hosts {
             if let Err(error) = host.destroy() {

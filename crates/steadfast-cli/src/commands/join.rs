@@ -24,8 +24,9 @@ pub struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let token = join::parse(&args.token)?;
     let config = config::load(args.config.as_deref())?;
-    let joined = join::join(&config, &args.token).await?;
+    let joined = join::join(&config, &token).await?;
     context.output.say(&format!(
         "{} belongs to cluster {} now; start the agent to become a member",
         joined.node, joined.cluster

@@ -184,5 +184,8 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime
         .map_err(|error| Failure::new(Code::DiskFailed, format!("can't start the runtime: {error}")))?;
-    Ok(runtime.block_on(future))
+    let outcome = runtime.block_on(future);
+    // A read of standard input may wait for ever on a thread of its own.
+    runtime.shutdown_background();
+    Ok(outcome)
 }

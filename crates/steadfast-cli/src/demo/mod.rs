@@ -31,6 +31,12 @@ const WRITTEN: &str = "more";
 /// How long anything may take that takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The entry for fuzzing: how many answers a server sent before it broke off or refused.
+#[doc(hidden)]
+pub fn read_answers(mut bytes: &[u8]) -> usize {
+    std::iter::from_fn(|| resp::answer(&mut bytes).ok()).count()
+}
+
 /// See a stateful program survive the loss of its machine
 ///
 /// Makes three machines out of name spaces on this one, starts a Redis server with its persistence switched off, loads it, takes a
@@ -204,7 +210,7 @@ fn lose_power(
     ));
 
     let mut seen = Vec::new();
-    for host in bed.hosts().iter().filter(|host| host.agent_pid().is_some()) {
+    for host in bed.hosts().iter().filter(|host| host.has_answering_agent()) {
         seen.push((host.name().to_owned(), host.status()?.timeline));
     }
     let mut moments = timeline::merge(&seen, victim.name(), NAME, lost_unix_ms);

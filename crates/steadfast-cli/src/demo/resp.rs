@@ -59,19 +59,7 @@ impl Connection {
 
     /// The next answer. An error that the server reports is an error here.
     pub(super) fn answer(&mut self) -> io::Result<Answer> {
-        let line = self.line()?;
-        let (kind, rest) = line.split_at_checked(1).ok_or_else(|| wrong(&line))?;
-        match kind {
-            "+" => Ok(Answer::Simple(rest.to_owned())),
-            "-" => Err(io::Error::other(format!("the server refused: {rest}"))),
-            ":" => rest.parse().map(Answer::Number).map_err(|_| wrong(&line)),
-            "$" if rest == "-1" => Ok(Answer::Value(None)),
-            "$" => {
-                let length: usize = rest.parse().map_err(|_| wrong(&line))?;
-                self.value(length).map(|value| Answer::Value(Some(value)))
-            }
-            _ => Err(wrong(&line)),
-        }
+        answer(&mut self.reader)
     }
 
     /// One request and its answer.
@@ -80,25 +68,42 @@ impl Connection {
         self.flush()?;
         self.answer()
     }
+}
 
-    fn line(&mut self) -> io::Result<String> {
-        let mut line = String::new();
-        // An answer's first line is short; a longer one is not from a server of this kind.
-        if self.reader.by_ref().take(4096).read_line(&mut line)? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
+/// The next answer. An error that the server reports is an error here.
+pub(super) fn answer(reader: &mut impl BufRead) -> io::Result<Answer> {
+    let line = line(reader)?;
+    let (kind, rest) = line.split_at_checked(1).ok_or_else(|| wrong(&line))?;
+    match kind {
+        "+" => Ok(Answer::Simple(rest.to_owned())),
+        "-" => Err(io::Error::other(format!("the server refused: {rest}"))),
+        ":" => rest.parse().map(Answer::Number).map_err(|_| wrong(&line)),
+        "$" if rest == "-1" => Ok(Answer::Value(None)),
+        "$" => {
+            let length: usize = rest.parse().map_err(|_| wrong(&line))?;
+            value(reader, length).map(|value| Answer::Value(Some(value)))
         }
-        line.strip_suffix("\r\n").map(str::to_owned).ok_or_else(|| wrong(&line))
+        _ => Err(wrong(&line)),
     }
+}
 
-    fn value(&mut self, length: usize) -> io::Result<Vec<u8>> {
-        if length > VALUE_BYTES_MAX {
-            return Err(io::Error::other(format!("the server announced a value of {length} bytes")));
-        }
-        let mut value = vec![0; length + 2];
-        self.reader.read_exact(&mut value)?;
-        value.truncate(length);
-        Ok(value)
+fn line(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    // An answer's first line is short; a longer one is not from a server of this kind.
+    if reader.by_ref().take(4096).read_line(&mut line)? == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
     }
+    line.strip_suffix("\r\n").map(str::to_owned).ok_or_else(|| wrong(&line))
+}
+
+fn value(reader: &mut impl BufRead, length: usize) -> io::Result<Vec<u8>> {
+    if length > VALUE_BYTES_MAX {
+        return Err(io::Error::other(format!("the server announced a value of {length} bytes")));
+    }
+    let mut value = vec![0; length + 2];
+    reader.read_exact(&mut value)?;
+    value.truncate(length);
+    Ok(value)
 }
 
 fn wrong(line: &str) -> io::Error {

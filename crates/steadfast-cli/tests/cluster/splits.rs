@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use steadfast_cli::bed::Fault;
 
-use super::support::Trial;
+use super::support::{Trial, builder};
 
 #[test]
 fn a_program_on_the_minority_side_freezes_and_is_destroyed_when_it_was_moved() {
@@ -21,7 +21,7 @@ fn a_program_on_the_minority_side_freezes_and_is_destroyed_when_it_was_moved() {
         let row = recovered.container(super::support::COUNTER).ok()??;
         (row.state == "running" && row.epoch > before.epoch).then_some(())
     });
-    assert!(!owner.status().unwrap().quorum, "the minority knows that it has no quorum");
+    trial.wait("the minority knows that it has no quorum", || (!owner.status().ok()?.quorum).then_some(()));
     trial.wait("a report from the majority", || {
         trial.witness.judge().last().is_some_and(|report| report.epoch > before.epoch).then_some(())
     });
@@ -36,22 +36,25 @@ fn a_program_on_the_minority_side_freezes_and_is_destroyed_when_it_was_moved() {
 
 #[test]
 fn a_program_on_the_minority_side_thaws_when_it_could_not_be_moved() {
-    let trial = Trial::new();
-    // Without a checkpoint there is nothing to go on from elsewhere.
-    trial.start_counter(2);
+    // Of five nodes two are cut off: the owner and the only holder of its checkpoint, so nobody else can go on from it.
+    let trial = Trial::with(builder().hosts(5));
+    trial.start_counter_with(2, &["--copies", "1"]);
+    let checkpoint = trial.checkpoint();
     let before = trial.counter();
     let owner = trial.owner();
+    let [copy] = &checkpoint.copies[..] else { panic!("one copy was asked for: {checkpoint:?}") };
+    let holder = trial.bed.host_named(&copy.node).unwrap();
+    let minority = [owner.number(), holder.number()];
+    let majority: Vec<usize> = (0..5).filter(|number| !minority.contains(number)).collect();
 
-    trial.bed.split(&[&[2], &[0, 1]]).unwrap();
+    trial.bed.split(&[&minority, &majority]).unwrap();
     trial.wait_frozen_on(owner);
-    let majority = trial.bed.host(0);
-    trial.wait("the removal of the minority", || {
-        (!majority.members().ok()?.contains(&owner.name().to_owned())).then_some(())
-    });
+    let majority = trial.bed.host(majority[0]);
+    trial.wait("the removal of the minority", || (majority.members().ok()?.len() == 3).then_some(()));
     let frozen_at = trial.witness.judge().count();
 
     trial.bed.heal_all().unwrap();
-    trial.bed.wait_members(3).unwrap();
+    trial.bed.wait_members(5).unwrap();
     trial.wait_heard_since(Instant::now(), "the thawed program");
     assert!(trial.witness.judge().count() > frozen_at);
     let after = trial.counter();

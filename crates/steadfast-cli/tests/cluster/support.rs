@@ -45,17 +45,20 @@ impl Trial {
 
     /// Starts the reporting program on `host`; returns once the witness has heard it. Checkpoints are taken on demand only.
     pub(crate) fn start_counter(&self, host: usize) {
+        self.start_counter_with(host, &[]);
+    }
+
+    /// The same with further arguments of `run`.
+    pub(crate) fn start_counter_with(&self, host: usize, further: &[&str]) {
         let witness = client_address().to_string();
         let port = WITNESS_PORT.to_string();
         let address = format!("{}/24", service_address(10));
         let node = self.bed.host(host).name();
         let started = Instant::now();
         #[rustfmt::skip]
-        let words = [
-            "run", "--name", COUNTER, "--node", node, "--address", &address, "--every", "never", "--",
-            "/usr/bin/python3", "-c", REPORTER, &witness, &port, "7",
-        ];
-        self.bed.host(0).steadfast_text(&words).unwrap();
+        let run = ["run", "--name", COUNTER, "--node", node, "--address", &address, "--every", "never"];
+        let program = ["--", "/usr/bin/python3", "-c", REPORTER, &witness, &port, "7"];
+        self.bed.host(0).steadfast_text(&[&run, further, &program].concat()).unwrap();
         self.wait_heard_since(started, "the program's first report");
     }
 
@@ -70,7 +73,7 @@ impl Trial {
 
     /// Some host whose agent runs.
     pub(crate) fn some_host(&self) -> &Host {
-        self.bed.hosts().iter().find(|host| host.agent_pid().is_some()).expect("an agent runs somewhere")
+        self.bed.hosts().iter().find(|host| host.has_answering_agent()).expect("an agent runs somewhere")
     }
 
     /// The program's row as some agent shows it.

@@ -128,7 +128,7 @@ fn accept(path: &Path) -> Result<(), FindCriuError> {
     Ok(())
 }
 
-fn parse_version(line: &str) -> Option<(u32, u32, u32)> {
+pub(crate) fn parse_version(line: &str) -> Option<(u32, u32, u32)> {
     let mut numbers = line.strip_prefix("Version:")?.trim().split('.');
     let major = numbers.next()?.parse().ok()?;
     let minor = numbers.next().map_or(Some(0), |number| number.parse().ok())?;

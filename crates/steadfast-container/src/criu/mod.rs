@@ -342,7 +342,10 @@ fn list(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
 
 /// Model and a digest of the features: an image runs only where the processor has them all.
 pub fn cpu() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+}
+
+pub(crate) fn processor(text: &str) -> String {
     let field = |name: &str| {
         let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
         line.and_then(|line| line.split_once(':')).map_or("unknown", |(_, value)| value.trim())

@@ -50,7 +50,7 @@ pub(crate) fn with_findings(findings: &[Finding], reason: String) -> String {
     format!("{} ({reason})", findings.join("; "))
 }
 
-fn explain_text(log: &str) -> Option<String> {
+pub(crate) fn explain_text(log: &str) -> Option<String> {
     let mut errors = log
         .lines()
         .filter(|line| line.contains("Error (") && !NOISE.iter().any(|noise| line.contains(noise)))
@@ -72,7 +72,10 @@ fn message(line: &str) -> &str {
 
 /// The last error runc wrote into its JSON log.
 pub(crate) fn runc_error(log: &Path) -> Option<String> {
-    let text = fs::read_to_string(log).ok()?;
+    last_error(&fs::read_to_string(log).ok()?)
+}
+
+pub(crate) fn last_error(text: &str) -> Option<String> {
     let mut errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let last = errors.rfind(|line| line.get("level").and_then(Value::as_str) == Some("error"))?;
     Some(last.get("msg").and_then(Value::as_str)?.to_owned())

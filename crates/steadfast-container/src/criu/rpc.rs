@@ -97,11 +97,14 @@ enum Value<'a> {
     Fixed,
 }
 
+/// A field's number and value.
+type Field<'a> = (u64, Value<'a>);
+
 /// The fields of a message; `None` where the bytes are not one.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Option<(u64, Value<'a>)>;
+    type Item = Option<Field<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -117,14 +120,14 @@ impl<'a> Iterator for Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// The next field, and the bytes it was made of.
-    fn next_raw(&mut self) -> Option<(Option<(u64, Value<'a>)>, &'a [u8])> {
+    fn next_raw(&mut self) -> Option<(Option<Field<'a>>, &'a [u8])> {
         let before = self.0;
         let field = self.next()?;
         let raw = before.get(..before.len() - self.0.len()).unwrap_or(before);
         Some((field, raw))
     }
 
-    fn field(&mut self) -> Option<(u64, Value<'a>)> {
+    fn field(&mut self) -> Option<Field<'a>> {
         let key = self.varint()?;
         let value = match key & 7 {
             0 => Value::Number(self.varint()?),

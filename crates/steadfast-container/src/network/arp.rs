@@ -62,7 +62,7 @@ pub(crate) fn holder(bridge: &str, address: Ipv4Addr, probe_from: [u8; 6]) -> io
 }
 
 /// Whether a received frame shows that somebody else uses or wants `address`.
-fn conflict(bytes: &[u8], address: Ipv4Addr, own: [u8; 6]) -> Option<[u8; 6]> {
+pub(crate) fn conflict(bytes: &[u8], address: Ipv4Addr, own: [u8; 6]) -> Option<[u8; 6]> {
     let operation = u16::from_be_bytes(field(bytes, 20)?);
     let sender: [u8; 6] = field(bytes, 22)?;
     let sender_address = Ipv4Addr::from(field::<4>(bytes, 28)?);

@@ -155,7 +155,7 @@ pub(crate) struct Header {
 }
 
 /// Splits a datagram into messages; stops at the first that does not fit.
-fn split(mut bytes: &[u8]) -> Vec<(Header, Vec<u8>)> {
+pub(crate) fn split(mut bytes: &[u8]) -> Vec<(Header, Vec<u8>)> {
     let mut messages = Vec::new();
     while let Some(length) =
         field::<4>(bytes, 0).map(u32::from_ne_bytes).and_then(|n| usize::try_from(n).ok())

@@ -24,7 +24,7 @@ const ID_BYTES: usize = 48;
 
 /// One connection as the kernel lists it.
 #[derive(Clone, Debug)]
-struct Connection {
+pub(crate) struct Connection {
     family: u8,
     id: [u8; ID_BYTES],
     local: IpAddr,
@@ -59,6 +59,37 @@ pub(crate) fn close_outside() -> io::Result<usize> {
     Ok(closed)
 }
 
+/// Each Unix socket of the calling thread's name space and the inode of its other end; 0 where that has none.
+pub(crate) fn unix_peers() -> io::Result<Vec<(u32, u32)>> {
+    const UNIX: u8 = 1;
+    const SHOW_PEER: u32 = 4;
+    // struct unix_diag_req: family, protocol, pad, states, inode, what to show, cookie.
+    let mut body = vec![UNIX, 0, 0, 0];
+    for word in [u32::MAX, 0, SHOW_PEER, u32::MAX, u32::MAX] {
+        body.extend_from_slice(&word.to_ne_bytes());
+    }
+    let mut peers = Vec::new();
+    let message = Message::new(SOCK_DIAG_BY_FAMILY, DUMP, 1).raw(&body).finish();
+    Socket::open(Some(netlink::SOCK_DIAG))?.dump(&message, |bytes| peers.extend(unix_peer(bytes)))?;
+    Ok(peers)
+}
+
+/// Reads `struct unix_diag_msg` and its attribute that names the peer.
+pub(crate) fn unix_peer(bytes: &[u8]) -> Option<(u32, u32)> {
+    const PEER: u16 = 2;
+    const MESSAGE_BYTES: usize = 16;
+    let inode = u32::from_ne_bytes(field(bytes, 4)?);
+    let mut rest = bytes.get(MESSAGE_BYTES..)?;
+    while let (Some(length), Some(kind)) = (field::<2>(rest, 0), field::<2>(rest, 2)) {
+        if u16::from_ne_bytes(kind) == PEER {
+            return Some((inode, u32::from_ne_bytes(field(rest, 4)?)));
+        }
+        let length = usize::from(u16::from_ne_bytes(length)).max(4);
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
 /// `struct inet_diag_req_v2`.
 fn request(family: u8, states: u32, id: &[u8; ID_BYTES]) -> Vec<u8> {
     let mut bytes = vec![family, TCP, 0, 0];
@@ -68,7 +99,7 @@ fn request(family: u8, states: u32, id: &[u8; ID_BYTES]) -> Vec<u8> {
 }
 
 /// Reads `struct inet_diag_msg`.
-fn connection(bytes: &[u8]) -> Option<Connection> {
+pub(crate) fn connection(bytes: &[u8]) -> Option<Connection> {
     let family = *bytes.first()?;
     let id: [u8; ID_BYTES] = field(bytes, 4)?;
     let address = |at| -> Option<IpAddr> {

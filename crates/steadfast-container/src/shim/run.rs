@@ -22,7 +22,7 @@ use rustix::{
     mm::{MlockAllFlags, mlockall},
     process::{
         Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, set_child_subreaper,
-        setsid, waitpid,
+        set_parent_process_death_signal, setsid, waitpid,
     },
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
@@ -44,6 +44,8 @@ use crate::{
 pub(crate) fn shim(path: &Path) -> ExitCode {
     // Already a leader when started by hand; either way the agent's terminal and group are not ours.
     setsid().ok();
+    // Until it can be found, it must not outlive who started it: nobody would clean up behind it.
+    set_parent_process_death_signal(Some(Signal::KILL)).ok();
     set_child_subreaper(Some(getpid())).ok();
     let prepared = Plan::read(path)
         .map_err(|e| Prepared::Failed { step: "plan".into(), reason: e.to_string() })
@@ -52,6 +54,7 @@ pub(crate) fn shim(path: &Path) -> ExitCode {
         Ok(parts) => (Prepared::Ready, Some(parts)),
         Err(failed) => (failed, None),
     };
+    set_parent_process_death_signal(None).ok();
     let told = std::io::stdout().write_all(&encode_line(&line));
     let (Some((plan, parts)), Ok(())) = (parts, told) else { return ExitCode::FAILURE };
     // The fence must wake in time also when the machine is busy or short of memory. Without the rights for that it

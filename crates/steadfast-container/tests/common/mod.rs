@@ -301,6 +301,8 @@ pub fn run_ok(program: &str, arguments: &[&str]) -> String {
 
 /// Runs a program inside and returns what it printed.
 pub fn exec(container: &Container, command: &[&str]) -> String {
+    // It may speak a moment before runc has said that it runs.
+    wait_running(container);
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let null = || std::os::fd::OwnedFd::from(fs::File::open("/dev/null").unwrap());
     let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();

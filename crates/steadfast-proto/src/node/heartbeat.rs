@@ -19,6 +19,32 @@ const PAUSE_MIN: Duration = Duration::from_millis(30);
 /// How long a measured lateness widens the drift.
 const LAG_MEMORY: Duration = Duration::from_secs(10);
 
+/// The worst lateness of at least the last [`LAG_MEMORY`], and of at most twice that: of this span and of the last.
+#[derive(Clone, Debug)]
+pub(super) struct Lag {
+    since: Time,
+    current: Duration,
+    previous: Duration,
+}
+
+impl Lag {
+    pub(super) fn new(now: Time) -> Lag {
+        Lag { since: now, current: Duration::ZERO, previous: Duration::ZERO }
+    }
+
+    pub(super) fn worst(&self) -> Duration {
+        self.current.max(self.previous)
+    }
+
+    fn note(&mut self, now: Time, lag: Duration) {
+        if now.since(self.since) > LAG_MEMORY {
+            self.previous = std::mem::take(&mut self.current);
+            self.since = now;
+        }
+        self.current = self.current.max(lag);
+    }
+}
+
 /// What another node last said.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
@@ -135,9 +161,7 @@ impl Node {
     pub(super) fn measure_lag(&mut self, now: Time) {
         let Some(wanted) = self.requested_deadline.take() else { return };
         let lag = now.since(wanted);
-        if lag >= self.lag.0 || now.since(self.lag.1) > LAG_MEMORY {
-            self.lag = (lag, now);
-        }
+        self.lag.note(now, lag);
         if lag >= PAUSE_MIN {
             self.detector.paused(now, lag);
         }
@@ -251,5 +275,24 @@ impl Node {
         }
         self.lease.told = (deadline, containers.clone());
         self.start_job(Job::Renew { deadline, drift, containers }, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_lateness_of_the_last_ten_seconds_is_forgotten() {
+        let at = |ms: u64| Time::from_nanos(ms * 1_000_000);
+        let mut lag = Lag::new(at(0));
+        lag.note(at(100), Duration::from_millis(400));
+        lag.note(at(9_900), Duration::from_millis(350));
+        lag.note(at(10_200), Duration::ZERO);
+        assert_eq!(lag.worst(), Duration::from_millis(400));
+        lag.note(at(19_000), Duration::ZERO);
+        assert!(lag.worst() >= Duration::from_millis(350));
+        lag.note(at(31_000), Duration::ZERO);
+        assert_eq!(lag.worst(), Duration::ZERO);
     }
 }

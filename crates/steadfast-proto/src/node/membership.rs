@@ -47,6 +47,15 @@ impl Node {
             self.grantor.grantors_changed(now);
         }
         let own = self.settings.id;
+        let stayed = self.view().is_some_and(|installed| {
+            let same = installed.members.get(&own) == view.members.get(&own);
+            installed.has(own) && view.has(own) && (same || installed.id.next() == view.id)
+        });
+        if !stayed {
+            // Back after a removal: what was granted before counts for nothing, as rows that moved in between may
+            // still be on their way here.
+            self.holder.clear();
+        }
         if view.members.get(&own) == Some(&self.incarnation) {
             self.membership.admitted_as = Some(self.incarnation);
         }
@@ -184,15 +193,16 @@ impl Node {
         self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
     }
 
-    /// Adds a grantor once every member has had the installed view for longer than a lease: nobody can then
-    /// still count a lease by grantors of long ago.
+    /// Adds a grantor once every member, and a majority of the grantors among them, has had the installed view for
+    /// longer than a lease: nobody can then still hold a lease by grantors of long ago.
     fn tend_grantors(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
         let Some(next) = view.next_grantor() else { return };
         let own = self.settings.id;
         let settled = (view.members.keys()).all(|id| {
             *id == own || (self.is_fresh(now, *id) && self.peers.get(id).is_some_and(|peer| peer.view == view.id))
         });
-        if !settled {
+        let grantors = view.grantors.iter().filter(|id| view.has(**id)).count();
+        if !settled || grantors < view.grantor_majority() {
             self.membership.settled_since = None;
             return;
         }

@@ -24,8 +24,10 @@ const FORGOTTEN_MAX: usize = 4_096;
 pub(super) struct Memory {
     pub(super) free_bytes: u64,
     held: Option<BTreeSet<Digest>>,
-    /// What it held when this agent started: sealed, and so its row made, before that.
-    held_at_start: BTreeSet<Digest>,
+    /// What it held when this agent started, or when it was last in step but one: every container that this is of
+    /// had its row before, so one that is unknown now is removed.
+    old: BTreeSet<Digest>,
+    held_when_in_step: BTreeSet<Digest>,
     /// Containers that this agent saw removed.
     forgotten: BTreeSet<ContainerId>,
     collect_at: Option<Time>,
@@ -54,18 +56,25 @@ impl Node {
         }
         match self.containers.get(&container) {
             Some((_, row)) => row.keeps(epoch, number, manifest),
-            // A container that is unknown once all that was committed before the start is known was removed
-            // before the start, if its manifest is as old; else its row may still be on its way.
-            None => {
-                !self.memory.forgotten.contains(&container) && !self.memory.held_at_start.contains(&manifest)
-            }
+            // Unknown: removed if its manifest is old, and else its row may still be on its way.
+            None => !self.memory.forgotten.contains(&container) && !self.memory.old.contains(&manifest),
         }
+    }
+
+    /// A read through a majority began after the last one had ended, and all that it saw is known now.
+    pub(super) fn in_step(&mut self, now: Time) {
+        if self.synced {
+            self.memory.old = std::mem::take(&mut self.memory.held_when_in_step);
+            self.memory.look_through(now);
+        }
+        self.synced = true;
+        self.memory.held_when_in_step = self.memory.held.clone().unwrap_or_default();
     }
 
     pub(super) fn memory_changed(&mut self, now: Time, free_bytes: u64, held: BTreeSet<Digest>) {
         self.memory.free_bytes = free_bytes;
         if self.memory.held.is_none() {
-            self.memory.held_at_start.clone_from(&held);
+            self.memory.old.clone_from(&held);
         }
         self.memory.held = Some(held);
         self.memory.look_through(now);

@@ -73,14 +73,16 @@ pub enum Input {
         /// What it says.
         heartbeat: Heartbeat,
     },
-    /// A row changed; rows come in the order of their revisions.
+    /// A row changed; rows come in the order of their revisions. Where changes were skipped, the removed rows come
+    /// first and then the others in that order, with no other input between them.
     Committed {
         /// The revision that changed it.
         revision: u64,
         /// What it is now.
         change: Change,
     },
-    /// Everything committed before this node's start, or before it regained a quorum, has been handed over.
+    /// Everything has been handed over that a read through a majority saw, which began after this node's start and
+    /// after its last `Synced`. One is needed; one a minute lets this node free what removed containers left.
     Synced,
     /// The catalog's engine has a leader, or has none.
     Leader(Option<NodeId>),
@@ -291,8 +293,8 @@ pub struct Node {
     detector: Detector,
     holder: Holder,
     grantor: Grantor,
-    /// The longest this node was late for its own deadline lately, and when that was.
-    lag: (Duration, Time),
+    /// How late this node was for its own deadlines lately.
+    lag: heartbeat::Lag,
     requested_deadline: Option<Time>,
     lease: heartbeat::Lease,
     membership: membership::Membership,
@@ -322,7 +324,7 @@ impl Node {
             detector: Detector::new(settings.detect.clone(), now),
             holder: Holder::default(),
             grantor: Grantor::new(now),
-            lag: (Duration::ZERO, now),
+            lag: heartbeat::Lag::new(now),
             requested_deadline: None,
             lease: heartbeat::Lease::default(),
             membership: membership::Membership::default(),
@@ -348,7 +350,7 @@ impl Node {
     /// What this node allows for differences of clocks and for its own late wake-ups.
     fn drift(&self) -> Duration {
         let lease = self.lease_length();
-        lease::drift(lease, self.lag.0.min(lease / 5))
+        lease::drift(lease, self.lag.worst().min(lease / 5))
     }
 
     fn unix_ms(&self, now: Time) -> u64 {
@@ -410,7 +412,7 @@ impl Machine for Node {
                 self.heard(now, from, incarnation, network, received_at, heartbeat, out);
             }
             Input::Committed { revision, change } => self.committed(now, revision, change, out),
-            Input::Synced => self.synced = true,
+            Input::Synced => self.in_step(now),
             Input::Leader(leader) => self.leader = leader,
             Input::Proposed { proposal, accepted: _ } => {
                 self.proposals.remove(&proposal);

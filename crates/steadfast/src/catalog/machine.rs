@@ -308,14 +308,15 @@ impl SnapshotImage {
     pub(crate) fn to_bytes(&self) -> Result<Bytes, io::Error> {
         match self {
             Self::Received(bytes) => Ok(bytes.clone()),
-            Self::Stored(image) => {
-                let mut bytes =
-                    postcard::to_extend(&image.load()?, IMAGE_MAGIC.to_vec()).map_err(io::Error::other)?;
-                bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-                Ok(bytes.into())
-            }
+            Self::Stored(image) => encode_image(&image.load()?),
         }
     }
+}
+
+fn encode_image(image: &Image) -> Result<Bytes, io::Error> {
+    let mut bytes = postcard::to_extend(image, IMAGE_MAGIC.to_vec()).map_err(io::Error::other)?;
+    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    Ok(bytes.into())
 }
 
 fn decode_image(bytes: &[u8]) -> Result<Image, io::Error> {
@@ -329,6 +330,11 @@ fn decode_image(bytes: &[u8]) -> Result<Image, io::Error> {
     let Some(body) = body.strip_prefix(IMAGE_MAGIC) else { return Err(invalid("has an unknown format")) };
     let image: Image = postcard::from_bytes(body).map_err(|_| invalid("can't be decoded"))?;
     Ok(image)
+}
+
+/// The entry for fuzzing: an image that was received, written again where it is accepted.
+pub(super) fn rewrite_image(bytes: &[u8]) -> Option<Vec<u8>> {
+    encode_image(&decode_image(bytes).ok()?).ok().map(|bytes| bytes.to_vec())
 }
 
 /// All members of a membership, by number.

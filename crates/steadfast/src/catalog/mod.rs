@@ -9,6 +9,8 @@
 mod client;
 mod embedded;
 mod engine;
+#[doc(hidden)]
+pub mod fuzzing;
 mod machine;
 mod membership;
 mod network;

@@ -27,7 +27,7 @@ pub(super) struct Incoming {
     vote: Vote,
     meta: SnapshotMeta,
     total: u64,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// Answers a message.
@@ -145,7 +145,7 @@ async fn take_chunk(inner: &Inner, from: RaftNodeId, chunk: SnapshotChunk) -> Re
 }
 
 /// Adds a piece; gives the whole once it is complete.
-fn collect(
+pub(super) fn collect(
     incoming: &mut Option<Incoming>,
     from: RaftNodeId,
     chunk: SnapshotChunk,

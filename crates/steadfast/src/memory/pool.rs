@@ -138,7 +138,7 @@ pub enum SealError {
     /// Chunks are not there.
     #[error("{} chunks of the checkpoint are missing", digests.len())]
     Missing {
-        /// Which, at most [`MISSING_MAX`].
+        /// Which, at most 4096 of them.
         digests: Vec<Digest>,
     },
     /// The manifest is not one, or of another checkpoint than the grant.

@@ -7,7 +7,7 @@
 //! Read next: `writer` (the one thread that writes), `record` (the form of a record), `raft` (what the engine calls).
 
 mod raft;
-mod record;
+pub(super) mod record;
 mod writer;
 
 use std::collections::BTreeMap;

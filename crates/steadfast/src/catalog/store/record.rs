@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Memory, Owner, Restored, StoreError, from_redb};
 use crate::catalog::Versioned;
-use crate::catalog::engine::{Entry, LogId, SnapshotMeta, StoreId};
+use crate::catalog::engine::{Entry, LogId, SnapshotMeta, StoreId, Vote};
 use crate::catalog::session::Sessions;
 use crate::catalog::table::Table;
 
@@ -251,4 +251,25 @@ fn decode<T: DeserializeOwned>(
 
 fn corrupt(path: &Path, what: &str) -> StoreError {
     StoreError::Corrupt { path: path.to_owned(), what: what.to_owned() }
+}
+
+/// The entry for fuzzing: a payload as one of the kinds of record, sealed, read, and written again where it is accepted.
+pub(in crate::catalog) fn rewrite(kind: u8, payload: &[u8]) -> Option<Vec<u8>> {
+    fn read<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Option<Vec<u8>> {
+        let (path, key) = (Path::new("fuzz"), b"key");
+        // As it lies on a damaged disk, then as something else with a good checksum.
+        let _ = unseal(path, b'm', key, payload, String::new);
+        let record = seal(b'm', key, payload);
+        let payload = unseal(path, b'm', key, &record, String::new).expect("its checksum was just made");
+        let value: T = decode(path, payload, String::new).ok()?;
+        Some(encode(&value))
+    }
+    match kind {
+        0 => read::<Entry>(payload),
+        1 => read::<Header>(payload),
+        2 => read::<Vote>(payload),
+        3 => read::<LogId>(payload),
+        4 => read::<CheckpointMark>(payload),
+        _ => read::<Versioned>(payload),
+    }
 }

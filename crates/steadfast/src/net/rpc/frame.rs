@@ -218,6 +218,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
+/// The entry for fuzzing: every frame up to the first that is refused, and why that one is.
+#[doc(hidden)]
+pub async fn read_frames<R: AsyncRead + Unpin>(reader: R) -> (Vec<(Header, Bytes)>, FrameError) {
+    let (mut reader, mut frames) = (FrameReader::new(reader), Vec::new());
+    loop {
+        match reader.next().await {
+            Ok(frame) => frames.push(frame),
+            Err(error) => return (frames, error),
+        }
+    }
+}
+
 /// Puts frames on a connection; small ones are gathered until `flush`.
 #[derive(Debug)]
 pub(super) struct FrameWriter<W> {

@@ -20,6 +20,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use steadfast_proto::ids::NodeId;
 
+#[doc(hidden)]
+pub use frame::read_frames;
 pub use frame::{BODY_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, decode_header};
 pub use listener::{Accepted, Limits, ListenError, Listener, Services};
 pub use peers::{ApiStream, JoinConnectError, Peers, connect_join};

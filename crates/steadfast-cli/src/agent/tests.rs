@@ -1,0 +1,212 @@
+//! Invitations and joins against a real catalog of one node: every refusal of PROTOCOLS 4.5, each its own code.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast::catalog::{BoxFuture, Embedded, EmbeddedConfig, RaftNodeId, Timings, Transport, TransportError};
+use steadfast::identity::{ClusterKey, Membership};
+use steadfast::net::tls::{Authority, NodeKey};
+use steadfast::token::Token;
+use steadfast_proto::catalog::{InviteRow, Key, NodeRow};
+use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
+
+use super::admit::Inviter;
+use super::join::JoinRequest;
+use super::rows::Rows;
+use super::state::{Founder, engine_id};
+use super::{catalog, rows};
+use crate::api::types::InviteRequest;
+use crate::codes::Code;
+
+const CLUSTER: ClusterId = ClusterId(7);
+const FOUNDER: NodeId = NodeId(1 << 90);
+
+/// A catalog of one node calls nobody.
+struct Nobody;
+
+impl Transport for Nobody {
+    fn call(&self, to: RaftNodeId, _: Bytes, _: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+        Box::pin(async move { Err(TransportError::Unreachable { to, reason: "there is nobody".to_owned() }) })
+    }
+}
+
+struct Cluster {
+    _folder: tempfile::TempDir,
+    embedded: Embedded,
+    inviter: Inviter,
+}
+
+impl Cluster {
+    async fn new() -> Cluster {
+        let folder = tempfile::tempdir().unwrap();
+        let config = EmbeddedConfig {
+            dir: folder.path().join("catalog"),
+            node: engine_id(FOUNDER),
+            cluster_id: CLUSTER.0,
+            transport: Arc::new(Nobody),
+            timings: Timings::default(),
+        };
+        let embedded = Embedded::open(config).await.unwrap();
+        let rows = Rows::new(Arc::new(embedded.clone()));
+        let founder = Founder { lease_ms: 1000, created_unix_ms: 1 };
+        let cluster = (CLUSTER, "home");
+        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1)).await.unwrap();
+        // Founding again, as after a crash, changes nothing.
+        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2)).await.unwrap();
+        let authority = Authority::create(CLUSTER).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let membership = Membership {
+            cluster: CLUSTER.0,
+            cluster_name: "home".to_owned(),
+            node_name: "alpha".to_owned(),
+            cluster_keys: vec![ClusterKey::generate(1)],
+            ca_certificate: authority.certificate().to_vec(),
+            ca_key: Some(authority.key_pkcs8()),
+            node_certificate: authority.issue(FOUNDER, &key.public()).unwrap(),
+            node_key: key.private_pkcs8(),
+            extra: Vec::new(),
+        };
+        let networks = vec![("front".to_owned(), address(11))];
+        let inviter = Inviter { rows, membership, networks };
+        Cluster { _folder: folder, embedded, inviter }
+    }
+
+    async fn token(&self, name: &str) -> Token {
+        let request = InviteRequest { name: name.to_owned(), valid: None };
+        Token::decode(&self.inviter.invite(request).await.unwrap().token).unwrap()
+    }
+
+    async fn refusal(&self, request: JoinRequest) -> Code {
+        let before = rows_of(&self.inviter.rows).await;
+        let code = self.inviter.answer(request).await.unwrap_err().code;
+        assert_eq!(rows_of(&self.inviter.rows).await, before, "a refused join changes nothing");
+        code
+    }
+}
+
+async fn rows_of(rows: &Rows) -> Vec<(String, Bytes)> {
+    let all = rows.catalog().range(String::new()).await.unwrap();
+    all.rows.into_iter().map(|(key, versioned)| (key, versioned.value)).collect()
+}
+
+fn address(host: u8) -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([10, 0, 1, host], 7400))
+}
+
+fn row(id: NodeId, name: &str, host: u8) -> NodeRow {
+    NodeRow {
+        id,
+        name: name.to_owned(),
+        engine_id: engine_id(id),
+        addresses: vec![("front".to_owned(), address(host))],
+        fingerprint: "f".to_owned(),
+        domain: Vec::new(),
+        memory_bytes: 1,
+        criu: String::new(),
+        processor: String::new(),
+    }
+}
+
+fn request(token: &Token, node: NodeId, fingerprint: &str, host: u8) -> JoinRequest {
+    JoinRequest {
+        cluster: token.cluster().to_string(),
+        temporary_id: token.name.clone(),
+        secret: *token.secret(),
+        node: node.to_string(),
+        fingerprint: fingerprint.to_owned(),
+        public_key: NodeKey::generate().unwrap().public(),
+        networks: vec![("front".to_owned(), address(host))],
+        domain: Vec::new(),
+        memory_bytes: 1,
+        criu: String::new(),
+        processor: String::new(),
+    }
+}
+
+fn run(test: impl AsyncFnOnce(&Cluster)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let cluster = Cluster::new().await;
+        test(&cluster).await;
+        cluster.embedded.shutdown().await;
+    });
+}
+
+#[test]
+fn a_token_admits_one_node_and_a_crashed_joiner_is_answered_again() {
+    run(async |cluster| {
+        let token = cluster.token("beta").await;
+        let reply = cluster.inviter.answer(request(&token, NodeId(2), "machine-2", 12)).await.unwrap();
+        assert_eq!((reply.node_name.as_str(), reply.hints.len()), ("beta", 1));
+        let again = cluster.inviter.answer(request(&token, NodeId(2), "machine-2", 12)).await.unwrap();
+        assert_ne!(again.node_certificate, reply.node_certificate, "the crashed joiner has a new key");
+        let (row, _) = cluster.inviter.rows.get::<NodeRow>(&Key::Node(NodeId(2))).await.unwrap().unwrap();
+        assert_eq!((row.name.as_str(), row.engine_id), ("beta", engine_id(NodeId(2))));
+        let (invite, _) = cluster.inviter.rows.get::<InviteRow>(&Key::Invite("beta".into())).await.unwrap().unwrap();
+        assert!(!rows::encode(&invite).unwrap().windows(16).any(|part| part == token.secret()), "no secret is stored");
+    });
+}
+
+#[test]
+fn each_refusal_has_its_own_code_and_changes_nothing() {
+    run(async |cluster| {
+        let token = cluster.token("beta").await;
+        cluster.inviter.answer(request(&token, NodeId(2), "machine-2", 12)).await.unwrap();
+        assert_eq!(cluster.refusal(request(&token, NodeId(3), "machine-3", 13)).await, Code::TokenUsed);
+        assert_eq!(cluster.refusal(request(&token, NodeId(2), "copied", 12)).await, Code::IdentityCloned);
+
+        let token = cluster.token("gamma").await;
+        assert_eq!(cluster.refusal(request(&token, NodeId(2), "machine-2", 12)).await, Code::AlreadyMember);
+        let mut other = request(&token, NodeId(3), "machine-3", 13);
+        other.cluster = ClusterId(8).to_string();
+        assert_eq!(cluster.refusal(other).await, Code::WrongCluster);
+        let mut other = request(&token, NodeId(3), "machine-3", 13);
+        other.secret = [0; 16];
+        assert_eq!(cluster.refusal(other).await, Code::TokenUsed);
+        let mut other = request(&token, NodeId(3), "machine-3", 13);
+        other.temporary_id = "nobody".to_owned();
+        assert_eq!(cluster.refusal(other).await, Code::NotAllowed);
+        let mut other = request(&token, NodeId(3), "machine-3", 13);
+        other.networks = vec![("frnt".to_owned(), address(13))];
+        assert_eq!(cluster.refusal(other).await, Code::ConfigInvalid);
+        assert_eq!(cluster.refusal(request(&token, NodeId(3), "machine-3", 12)).await, Code::ConfigInvalid);
+        let mut other = request(&token, NodeId(3), "machine-3", 13);
+        other.public_key.pop();
+        assert!(cluster.inviter.answer(other).await.is_err());
+        cluster.inviter.answer(request(&token, NodeId(3), "machine-3", 13)).await.unwrap();
+    });
+}
+
+#[test]
+fn of_two_nodes_that_race_for_one_token_exactly_one_wins() {
+    run(async |cluster| {
+        let token = cluster.token("beta").await;
+        let both = [(NodeId(2), 12), (NodeId(3), 13)];
+        let joins = both.map(|(node, host)| cluster.inviter.answer(request(&token, node, "machine", host)));
+        let outcomes = futures_util::future::join_all(joins).await;
+        let codes: Vec<Code> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(|f| f.code).collect();
+        assert_eq!(codes, [Code::TokenUsed]);
+        let nodes: Vec<(NodeRow, u64)> = cluster.inviter.rows.all("node/").await.unwrap();
+        assert_eq!(nodes.len(), 2);
+    });
+}
+
+#[test]
+fn an_expired_invitation_and_a_wrong_name_are_refused() {
+    run(async |cluster| {
+        let token = cluster.token("beta").await;
+        let key = Key::Invite("beta".to_owned());
+        let (invite, _) = cluster.inviter.rows.get::<InviteRow>(&key).await.unwrap().unwrap();
+        let expired = InviteRow { expires_unix_s: 1, ..invite };
+        let txn = steadfast::catalog::Txn::put(key.encode(), rows::encode(&expired).unwrap());
+        cluster.inviter.rows.commit(txn).await.unwrap();
+        assert_eq!(cluster.refusal(request(&token, NodeId(2), "machine-2", 12)).await, Code::TokenExpired);
+        let invite = |name: &str, valid: &str| {
+            cluster.inviter.invite(InviteRequest { name: name.to_owned(), valid: Some(valid.to_owned()) })
+        };
+        assert_eq!(invite("Beta", "1h").await.unwrap_err().code, Code::NameInvalid);
+        assert_eq!(invite("alpha", "1h").await.unwrap_err().code, Code::NameTaken);
+        assert_eq!(invite("beta", "1 fortnight").await.unwrap_err().code, Code::BadRequest);
+    });
+}

@@ -1,0 +1,50 @@
+//! The checkers can fail: each planted bug is caught, within a bounded number of seeds, by the checker that should.
+//!
+//! The very seed that catches it passes without it.
+
+use steadfast_proto::flaw::{Flaw, plant};
+use steadfast_sim::run::{Options, run};
+use steadfast_sim::scenario::Scenario;
+
+fn caught(flaw: Flaw, invariant: &str, seeds: impl Iterator<Item = u64>) {
+    let mut tried = 0;
+    for seed in seeds {
+        tried += 1;
+        plant(Some(flaw));
+        let flawed = run(Options { seed, ..Options::default() });
+        plant(None);
+        let Some(violation) = flawed.violation else { continue };
+        assert_eq!(violation.invariant, invariant, "seed {seed} with {flaw:?}: {}", violation.seen);
+        let sound = run(Options { seed, ..Options::default() });
+        assert_eq!(sound.violation, None, "{sound}");
+        return;
+    }
+    panic!("{flaw:?} passed {tried} seeds");
+}
+
+#[test]
+fn acting_on_ones_own_verdict_is_caught() {
+    caught(Flaw::ActOnOwnVerdict, "NEVER-TWO", 1..=60);
+}
+
+#[test]
+fn not_waiting_for_the_lease_is_caught() {
+    caught(Flaw::SkipFence, "NEVER-TWO", 1..=60);
+}
+
+#[test]
+fn no_allowance_for_drift_is_caught() {
+    // Only where one host is slow is the allowance all that keeps two copies apart.
+    let slow = (1..).filter(|seed| Scenario::of(*seed).slow_host);
+    caught(Flaw::DriftZero, "NEVER-TWO", slow.take(100));
+}
+
+#[test]
+fn a_checkpoint_in_a_row_of_its_own_is_caught() {
+    caught(Flaw::TwoRows, "DEPOSED-COMMITS-NOTHING", 1..=100);
+}
+
+#[test]
+fn thawing_without_a_fresh_lease_is_caught() {
+    caught(Flaw::ThawWithoutFreshLease, "NEVER-TWO", 1..=60);
+}
