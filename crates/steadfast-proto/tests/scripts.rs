@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use steadfast_proto::catalog::{
-    Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart, Root,
-    View, ViewReason,
+    Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
+    Restart, Root, View, ViewReason,
 };
 use steadfast_proto::detect::{self, Opinion};
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId};
@@ -57,6 +57,10 @@ fn id(host: usize) -> NodeId {
     NodeId(host as u128 + 1)
 }
 
+fn index(node: NodeId) -> usize {
+    usize::try_from(node.0).expect("the world numbers its nodes from 1") - 1
+}
+
 fn name(node: NodeId) -> String {
     format!("n{}", node.0)
 }
@@ -71,7 +75,7 @@ impl World {
     }
 
     fn say(&mut self, line: &str) {
-        writeln!(self.said, "  {:>6} ms  {line}", self.now_ms).unwrap();
+        writeln!(self.said, "  {:>6} ms  {line}", self.now_ms).expect("a string takes all");
     }
 
     fn command(&mut self, line: &str) {
@@ -98,7 +102,8 @@ impl World {
     fn cluster(&mut self, count: usize) {
         self.side = vec![0; count];
         self.hosts = (0..count).map(|_| Host { powered: true, ..Host::default() }).collect();
-        let cluster = ClusterRow { id: ClusterId(1), name: "story".to_owned(), lease_ms: 1_000, created_unix_ms: 0 };
+        let cluster =
+            ClusterRow { id: ClusterId(1), name: "story".to_owned(), lease_ms: 1_000, created_unix_ms: 0 };
         self.commit(Change::Cluster(cluster));
         let mut view = View::founded(id(0), Incarnation(1));
         view.members = (0..count).map(|host| (id(host), Incarnation(1))).collect();
@@ -197,7 +202,8 @@ impl World {
     fn advance(&mut self, host: usize) {
         self.freeze_what_is_due(host);
         self.follow(host);
-        let (inbox, done) = (std::mem::take(&mut self.hosts[host].inbox), std::mem::take(&mut self.hosts[host].done));
+        let (inbox, done) =
+            (std::mem::take(&mut self.hosts[host].inbox), std::mem::take(&mut self.hosts[host].done));
         for (from, incarnation, heartbeat) in inbox {
             let (from, network, received_at) = (id(from), NetworkId(0), self.now());
             self.step(host, Input::Heard { from, incarnation, network, received_at, heartbeat });
@@ -214,8 +220,11 @@ impl World {
     fn freeze_what_is_due(&mut self, host: usize) {
         let now = self.now();
         let due = self.hosts[host].shims.iter_mut().filter(|(_, shim)| shim.runs && shim.freeze_at <= now);
-        let frozen: Vec<ContainerId> = due.map(|(container, shim)| (shim.runs = false, *container).1).collect();
-        frozen.into_iter().for_each(|container| self.say(&format!("{} freezes c{}", name(id(host)), container.0)));
+        let frozen: Vec<ContainerId> =
+            due.map(|(container, shim)| (shim.runs = false, *container).1).collect();
+        frozen
+            .into_iter()
+            .for_each(|container| self.say(&format!("{} freezes c{}", name(id(host)), container.0)));
     }
 
     fn has_majority(&self, host: usize) -> bool {
@@ -240,7 +249,7 @@ impl World {
         agent.step(now, input, &mut batch);
         let incarnation = agent.status(now).incarnation;
         for (to, _, heartbeat) in batch.send {
-            let to = usize::try_from(to.0).unwrap() - 1;
+            let to = index(to);
             if self.side[host] == self.side[to] {
                 self.hosts[to].inbox.push((host, incarnation, heartbeat));
             }
@@ -263,7 +272,9 @@ impl World {
             Event::LeaseLapsed => self.say(&format!("{who}'s lease lapses")),
             Event::LeaseRenewed => self.say(&format!("{who}'s lease is fresh")),
             Event::Fenced(node) => self.say(&format!("{who} knows that {}'s lease is over", name(*node))),
-            Event::CheckpointFailed { reason, .. } => self.say(&format!("{who}: checkpoint failed: {reason}")),
+            Event::CheckpointFailed { reason, .. } => {
+                self.say(&format!("{who}: checkpoint failed: {reason}"))
+            }
             Event::Opinion(
                 Opinion::LinkSuspected(..)
                 | Opinion::LinkCleared(..)
@@ -319,7 +330,13 @@ impl World {
                     let latest = row.latest.as_ref().map_or("no checkpoint".to_owned(), |latest| {
                         format!("checkpoint {} on {}", latest.number, names(&latest.copies))
                     });
-                    self.say(&format!("c{} {:?} on {} in epoch {}, {latest}", id.0, row.state, name(row.owner), row.epoch));
+                    self.say(&format!(
+                        "c{} {:?} on {} in epoch {}, {latest}",
+                        id.0,
+                        row.state,
+                        name(row.owner),
+                        row.epoch
+                    ));
                 }
                 Key::Container(*id)
             }
@@ -330,7 +347,9 @@ impl World {
 
     fn work(&mut self, host: usize, job: JobId, what: Job) {
         let outcome = match what {
-            Job::Renew { deadline, drift, containers } => return self.renew(host, deadline, drift, &containers),
+            Job::Renew { deadline, drift, containers } => {
+                return self.renew(host, deadline, drift, &containers);
+            }
             Job::Start(row) | Job::Restore(row) => {
                 let shim = Shim { epoch: row.epoch, runs: false, freeze_at: Time::ZERO };
                 self.hosts[host].shims.insert(row.id, shim);
@@ -369,13 +388,13 @@ impl World {
     fn checkpoint(&mut self, row: &ContainerRow, number: u64, holders: &[NodeId]) -> Outcome {
         self.made += 1;
         let manifest = Digest([self.made; 32]);
-        let owner = usize::try_from(row.owner.0).unwrap() - 1;
+        let owner = index(row.owner);
         let reached = holders.iter().find(|holder| {
-            let holder = usize::try_from(holder.0).unwrap() - 1;
+            let holder = index(*holder);
             self.hosts[holder].agent.is_some() && self.side[holder] == self.side[owner]
         });
         let Some(holder) = reached.copied() else { return Outcome::Failed("no holder answers".to_owned()) };
-        let index = usize::try_from(holder.0).unwrap() - 1;
+        let index = index(holder);
         self.hosts[index].memory.insert(manifest);
         self.tell_memory(index);
         Outcome::Sealed(Box::new(CheckpointRef {
@@ -418,7 +437,7 @@ fn tell(story: &str) -> String {
     let mut world = World::default();
     let mut told = String::new();
     for line in story.lines().filter(|line| !line.starts_with(' ')) {
-        writeln!(told, "{line}").unwrap();
+        writeln!(told, "{line}").expect("a string takes all");
         if !line.is_empty() && !line.starts_with('#') {
             world.command(line);
             told.push_str(&std::mem::take(&mut world.said));
@@ -429,10 +448,10 @@ fn tell(story: &str) -> String {
 
 fn check(story: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts").join(story);
-    let written = std::fs::read_to_string(&path).unwrap();
+    let written = std::fs::read_to_string(&path).expect("the story is there");
     let told = tell(&written);
     if std::env::vars().any(|(key, value)| key == "UPDATE" && value == "1") {
-        std::fs::write(&path, &told).unwrap();
+        std::fs::write(&path, &told).expect("the story can be written");
         return;
     }
     assert_eq!(told, written, "{story} tells another story now; if it is the right one, UPDATE=1 writes it");

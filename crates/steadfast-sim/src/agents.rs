@@ -155,7 +155,9 @@ impl World {
     }
 
     pub(crate) fn datagram(&mut self, event: Event) {
-        let Event::Datagram { to, from, network, incarnation, received_at, heartbeat } = event else { return };
+        let Event::Datagram { to, from, network, incarnation, received_at, heartbeat } = event else {
+            return;
+        };
         let here = &self.hosts[to];
         let Some(agent) = &here.agent else { return };
         let received_at = received_at.unwrap_or(here.clock.read(self.now));
@@ -262,15 +264,21 @@ impl World {
 
     fn send(&mut self, from: usize, to: NodeId, NetworkId(network): NetworkId, heartbeat: Heartbeat) {
         let Some(to) = self.index_of(to) else { return };
-        let Some(incarnation) = self.hosts[from].agent.as_ref().map(|agent| agent.incarnation) else { return };
-        if heartbeat.sequence % 16 == 0 {
+        let Some(incarnation) = self.hosts[from].agent.as_ref().map(|agent| agent.incarnation) else {
+            return;
+        };
+        if heartbeat.sequence.is_multiple_of(16) {
             let mut bytes = Vec::new();
             heartbeat.encode(&mut bytes);
             assert_eq!(Heartbeat::decode(&bytes).as_ref(), Ok(&heartbeat), "what is sent can be read");
         }
         let link = (network, from, to);
         let mut heartbeat = Box::new(heartbeat);
-        let copies = if self.scenario.duplication > 0.0 && self.random.chance(self.scenario.duplication) { 2 } else { 1 };
+        let copies = if self.scenario.duplication > 0.0 && self.random.chance(self.scenario.duplication) {
+            2
+        } else {
+            1
+        };
         for copy in 0..copies {
             let Some(delay) = self.networks.transit(link, &self.scenario, &mut self.random) else { continue };
             let heartbeat = if copy + 1 < copies {
@@ -278,7 +286,10 @@ impl World {
             } else {
                 std::mem::replace(&mut heartbeat, Box::new(empty_heartbeat()))
             };
-            self.after(delay, Event::Datagram { to, from, network, incarnation, received_at: None, heartbeat });
+            self.after(
+                delay,
+                Event::Datagram { to, from, network, incarnation, received_at: None, heartbeat },
+            );
         }
     }
 
@@ -298,15 +309,24 @@ impl World {
             Published::Installed(view) => {
                 let node = self.hosts[host].node;
                 self.fact(&Fact::Installed { node, life, view });
-                self.trace.line(self.now, Some(host), "view", || format!("installs {}: {:?}", view.id, view.reason));
+                self.trace.line(self.now, Some(host), "view", || {
+                    format!("installs {}: {:?}", view.id, view.reason)
+                });
             }
-            Published::Opinion(opinion) => self.trace.line(self.now, Some(host), "opinion", || format!("{opinion:?}")),
+            Published::Opinion(opinion) => {
+                self.trace.line(self.now, Some(host), "opinion", || format!("{opinion:?}"))
+            }
             Published::LeaseLapsed => self.trace.line(self.now, Some(host), "lease", || "lapsed".to_owned()),
-            Published::LeaseRenewed => self.trace.line(self.now, Some(host), "lease", || "is fresh".to_owned()),
-            Published::Fenced(node) => self.trace.line(self.now, Some(host), "fence", || format!("{node:?} is over")),
+            Published::LeaseRenewed => {
+                self.trace.line(self.now, Some(host), "lease", || "is fresh".to_owned())
+            }
+            Published::Fenced(node) => {
+                self.trace.line(self.now, Some(host), "fence", || format!("{node:?} is over"))
+            }
             Published::Moved { .. } | Published::Committed { .. } => {}
             Published::CheckpointFailed { container, reason } => {
-                self.trace.line(self.now, Some(host), "checkpoint", || format!("{container:?} failed: {reason}"));
+                self.trace
+                    .line(self.now, Some(host), "checkpoint", || format!("{container:?} failed: {reason}"));
             }
             Published::Answer(id, answer) => {
                 self.trace.line(self.now, Some(host), "answer", || format!("{id:?} {}", answer.is_ok()));
@@ -322,7 +342,12 @@ impl World {
     }
 
     /// Tells an agent, if there is one, that a container ended.
-    pub(crate) fn tell_exit(&mut self, host: usize, container: steadfast_proto::ids::ContainerId, exit: Exit) {
+    pub(crate) fn tell_exit(
+        &mut self,
+        host: usize,
+        container: steadfast_proto::ids::ContainerId,
+        exit: Exit,
+    ) {
         let Some(epoch) = self.hosts[host].shims.get(&container).map(|shim| shim.epoch) else { return };
         let Some(life) = self.hosts[host].agent.as_ref().map(|agent| agent.life) else { return };
         let delay = self.random.below(MS);

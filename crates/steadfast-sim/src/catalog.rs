@@ -101,7 +101,10 @@ impl World {
     pub(crate) fn found_cluster(&mut self) {
         let lease_ms = u32::try_from(self.scenario.lease.as_millis()).unwrap_or(1_000);
         let id = ClusterId(1);
-        self.commit(vec![Change::Cluster(ClusterRow { id, name: "sim".to_owned(), lease_ms, created_unix_ms: 0 })], false);
+        self.commit(
+            vec![Change::Cluster(ClusterRow { id, name: "sim".to_owned(), lease_ms, created_unix_ms: 0 })],
+            false,
+        );
         let first = Incarnation(1);
         let mut view = View::founded(self.hosts[0].node, first);
         if !self.scenario.founding {
@@ -148,7 +151,8 @@ impl World {
                 if matches!(view.reason, steadfast_proto::catalog::ViewReason::Removed(_)) {
                     self.counts.removals += 1;
                 }
-                let detail = || format!("@{revision} view {} by {:?}: {:?}", view.id, view.proposer, view.reason);
+                let detail =
+                    || format!("@{revision} view {} by {:?}: {:?}", view.id, view.proposer, view.reason);
                 self.trace.line(self.now, None, "commit", detail);
                 self.fact(&Fact::View { view });
             }
@@ -178,12 +182,16 @@ impl World {
     fn count_row(&mut self, before: Option<&ContainerRow>, after: Option<&ContainerRow>) {
         use steadfast_proto::catalog::ContainerState as State;
         let (Some(before), Some(after)) = (before, after) else { return };
-        if before.latest != after.latest && after.latest.as_ref().map(|c| c.number) > before.latest.as_ref().map(|c| c.number) {
+        if before.latest != after.latest
+            && after.latest.as_ref().map(|c| c.number) > before.latest.as_ref().map(|c| c.number)
+        {
             self.counts.checkpoints += 1;
         }
         if before.epoch < after.epoch {
             match after.state {
-                State::Starting | State::Recovering if after.owner != before.owner => self.counts.recoveries += 1,
+                State::Starting | State::Recovering if after.owner != before.owner => {
+                    self.counts.recoveries += 1
+                }
                 State::Lost(_) => self.counts.lost += 1,
                 State::Failed(_) => self.counts.failed += 1,
                 State::Starting | State::Recovering | State::Running | State::Stopped(_) => {}
@@ -209,8 +217,9 @@ impl World {
             }
             return;
         }
-        let accepted = proposal.basis.iter().all(|(key, revision)| self.catalog.revision_of(key) == *revision)
-            && !(self.faults_on && self.random.chance(0.01));
+        let accepted =
+            proposal.basis.iter().all(|(key, revision)| self.catalog.revision_of(key) == *revision)
+                && !(self.faults_on && self.random.chance(0.01));
         if accepted {
             let changes = proposal.rows.iter().map(|row| match row {
                 Row::View(view) => Change::View(view.clone()),
@@ -253,9 +262,9 @@ impl World {
 
     fn can_lead(&self, host: usize) -> bool {
         let voters = self.voters();
-        let reached = voters.iter().filter(|voter| {
-            self.hosts[**voter].answers() && self.networks.connects(host, **voter)
-        });
+        let reached = voters
+            .iter()
+            .filter(|voter| self.hosts[**voter].answers() && self.networks.connects(host, **voter));
         self.now >= self.catalog.hold_until
             && self.hosts[host].answers()
             && voters.contains(&host)
@@ -290,7 +299,8 @@ impl World {
             return;
         }
         self.catalog.electing = false;
-        let candidates: Vec<usize> = self.voters().into_iter().filter(|voter| self.can_lead(*voter)).collect();
+        let candidates: Vec<usize> =
+            self.voters().into_iter().filter(|voter| self.can_lead(*voter)).collect();
         if let Some(leader) = self.random.pick(&candidates).copied() {
             self.lead(leader);
         }
@@ -428,5 +438,4 @@ impl World {
             self.step(host, Input::Synced);
         }
     }
-
 }

@@ -33,7 +33,8 @@ impl Clock {
     /// The first world time at which the clock shows `time` or later.
     pub(crate) fn when(&self, time: Time) -> u64 {
         let shown = time.as_nanos().saturating_sub(self.offset);
-        let mut at = u64::try_from(u128::from(shown) * u128::from(MILLION) / u128::from(self.rate)).unwrap_or(u64::MAX);
+        let mut at = u64::try_from(u128::from(shown) * u128::from(MILLION) / u128::from(self.rate))
+            .unwrap_or(u64::MAX);
         at = at.saturating_add(self.boot);
         while self.read(at) < time {
             at = at.saturating_add(1);

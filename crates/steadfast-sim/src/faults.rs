@@ -35,7 +35,10 @@ impl World {
         let next = self.random.around(self.scenario.fault_every);
         self.after(next, Event::Fault);
         let fault = if self.scenario.networks_only {
-            *self.random.pick(&[Fault::HostCut, Fault::LinkCut, Fault::NetworkCut, Fault::ProgramExit]).expect("four")
+            *self
+                .random
+                .pick(&[Fault::HostCut, Fault::LinkCut, Fault::NetworkCut, Fault::ProgramExit])
+                .expect("four")
         } else {
             let total: u64 = self.scenario.weights.iter().map(|(_, weight)| weight).sum();
             let mut left = self.random.below(total);
@@ -88,7 +91,8 @@ impl World {
                 self.undo_after(while_ns, Undo::Mend(links));
             }
             Fault::Loss | Fault::Delay => {
-                let network = u16::try_from(self.random.below(u64::from(self.scenario.networks))).unwrap_or(0);
+                let network =
+                    u16::try_from(self.random.below(u64::from(self.scenario.networks))).unwrap_or(0);
                 let slot = usize::from(network);
                 if fault == Fault::Loss {
                     self.networks.extra_loss[slot] = [0.1, 0.3, 0.7][self.random.index(3)];

@@ -19,7 +19,10 @@ const LINES_SHOWN: usize = 60;
 
 /// Runs the protocol cores in a simulated cluster with faults, and checks that its promises hold.
 #[derive(Debug, Parser)]
-#[command(name = "steadfast-sim", after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace")]
+#[command(
+    name = "steadfast-sim",
+    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace"
+)]
 struct Arguments {
     /// How many seeds to run.
     #[arg(long, default_value_t = 100, value_name = "K")]
@@ -101,7 +104,10 @@ fn checked(arguments: &Arguments, index: u64) -> Outcome {
     let outcome = run(options(arguments, seed, false));
     if index < TWICE {
         let again = run(options(arguments, seed, false));
-        assert_eq!(outcome.digest, again.digest, "two runs of seed {seed} differ: the world is not deterministic");
+        assert_eq!(
+            outcome.digest, again.digest,
+            "two runs of seed {seed} differ: the world is not deterministic"
+        );
     }
     outcome
 }

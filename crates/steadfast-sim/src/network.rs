@@ -43,7 +43,9 @@ impl Networks {
     /// Whether each of the two hears the other on one network.
     pub(crate) fn connects(&self, one: usize, other: usize) -> bool {
         one == other
-            || self.all().any(|network| self.is_up((network, one, other)) && self.is_up((network, other, one)))
+            || self
+                .all()
+                .any(|network| self.is_up((network, one, other)) && self.is_up((network, other, one)))
     }
 
     pub(crate) fn cut(&mut self, links: &[Link]) {

@@ -64,7 +64,9 @@ pub fn run(options: Options) -> Outcome {
     let violation = world.violation().cloned().or(liveness);
     world.counts.simulated_ns = world.now;
     if let Some(violation) = &violation {
-        world.trace.line(violation.at, None, "VIOLATION", || format!("{}: {}", violation.invariant, violation.seen));
+        world
+            .trace
+            .line(violation.at, None, "VIOLATION", || format!("{}: {}", violation.invariant, violation.seen));
     }
     Outcome {
         seed: options.seed,

@@ -142,7 +142,8 @@ impl Scenario {
             }
         }
         let calm = random.chance(0.5);
-        let draw = |random: &mut Random, from: &[u64]| *random.pick(from).expect("the lists below are not empty");
+        let draw =
+            |random: &mut Random, from: &[u64]| *random.pick(from).expect("the lists below are not empty");
         let scenario = Scenario {
             nodes: nodes.unwrap_or(size),
             networks: u16::try_from(networks).expect("at most three"),
@@ -173,7 +174,8 @@ impl Scenario {
     /// A world in which the allowance for drift is all that keeps two copies apart: everything is quick but one host,
     /// which is cut off again and again.
     fn with_little_slack(self) -> Scenario {
-        let weights = self.weights.iter().map(|(fault, _)| (*fault, u64::from(*fault == Fault::Isolation))).collect();
+        let weights =
+            self.weights.iter().map(|(fault, _)| (*fault, u64::from(*fault == Fault::Isolation))).collect();
         Scenario {
             lease: self.lease.max(Duration::from_secs(1)),
             delay: MS / 10,

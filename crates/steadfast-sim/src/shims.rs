@@ -95,7 +95,8 @@ impl World {
         };
         here.shims.insert(row.id, shim);
         let (id, epoch) = (row.id, row.epoch);
-        self.trace.line(self.now, Some(host), "container", || format!("{id:?} {epoch:?} is here, value {value}"));
+        self.trace
+            .line(self.now, Some(host), "container", || format!("{id:?} {epoch:?} is here, value {value}"));
         Ok(())
     }
 
@@ -163,7 +164,14 @@ impl World {
         self.at(due + lag, Event::Shim { host, boots, container, epoch, what: ShimTimer::Freeze });
     }
 
-    pub(crate) fn shim_timer(&mut self, host: usize, boots: u64, container: ContainerId, epoch: Epoch, what: ShimTimer) {
+    pub(crate) fn shim_timer(
+        &mut self,
+        host: usize,
+        boots: u64,
+        container: ContainerId,
+        epoch: Epoch,
+        what: ShimTimer,
+    ) {
         let here = &self.hosts[host];
         if here.boots != boots || here.shims.get(&container).is_none_or(|shim| shim.epoch != epoch) {
             return;
@@ -203,7 +211,10 @@ impl World {
             let what = ShimTimer::Silence;
             self.at(clock.when(deadline), Event::Shim { host, boots, container, epoch, what });
         }
-        self.at(frozen_at.min(kill_at), Event::Shim { host, boots, container, epoch, what: ShimTimer::Frozen });
+        self.at(
+            frozen_at.min(kill_at),
+            Event::Shim { host, boots, container, epoch, what: ShimTimer::Frozen },
+        );
         self.trace.line(self.now, Some(host), "container", || format!("{container:?} {epoch:?} freezes"));
     }
 

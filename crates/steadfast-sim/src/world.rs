@@ -274,7 +274,9 @@ impl World {
             Event::Election { term } => self.elect(term),
             Event::Tick => self.tick(),
             Event::Renew { .. } => self.renew(event),
-            Event::Shim { host, boots, container, epoch, what } => self.shim_timer(host, boots, container, epoch, what),
+            Event::Shim { host, boots, container, epoch, what } => {
+                self.shim_timer(host, boots, container, epoch, what)
+            }
             Event::Job { host, life, job, stage } => self.job_stage(host, life, job, stage),
             Event::Fault => self.fault(),
             Event::Undo { round, undo } => {

@@ -31,6 +31,14 @@ const SERVICE_ADMIT: u8 = 17;
 const SERVICE_GREET: u8 = 18;
 /// Most voters; further nodes hold a copy.
 const VOTERS_MAX: usize = 5;
+/// The detector's verdict triggers an election when a leader dies, so the engine's own time-outs can be patient: half
+/// the heartbeats, and no election because of a busy machine.
+const TIMINGS: Timings = Timings {
+    heartbeat: Duration::from_millis(100),
+    election_min: Duration::from_millis(400),
+    election_max: Duration::from_millis(800),
+    request_timeout: Duration::from_secs(5),
+};
 const ADMIT_PAUSE: Duration = Duration::from_millis(300);
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(12);
 const GREET_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -98,7 +106,7 @@ pub(crate) async fn open(
         node: engine_id(node),
         cluster_id: cluster.0,
         transport,
-        timings: Timings::default(),
+        timings: TIMINGS,
     };
     let embedded = Embedded::open(config).await.map_err(|error| open_failure(&error))?;
     let engine = embedded.clone();

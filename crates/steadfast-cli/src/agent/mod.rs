@@ -135,7 +135,7 @@ struct Started {
 impl Started {
     /// Ends when a part that the node can't do without has failed.
     async fn failed(&self) -> Failure {
-        let mut look = tokio::time::interval(Duration::from_millis(500));
+        let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             look.tick().await;
             if let Some(reason) = self.agent.embedded.status().failure {

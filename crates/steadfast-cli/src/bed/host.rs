@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::faults::Fault;
-use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, lock, network, registry};
+use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, cluster, lock, network, registry};
 
 /// How long one command may run on a host before it is killed.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
@@ -373,7 +373,13 @@ fn signal_process(id: u32, signal: Signal) -> Result<(), BedError> {
         .and_then(Pid::from_raw)
         .expect("the kernel's process ids are positive and fit");
     kill_process(pid, signal)
-        .map_err(|error| BedError::Program { program: format!("process {id}"), source: error.into() })
+        .map_err(|error| BedError::Program { program: format!("process {id}"), source: error.into() })?;
+    if signal != Signal::STOP {
+        return Ok(());
+    }
+    // The threads of a process stop one after the other, a moment after the call.
+    let stopped = || !matches!(cgroups::stat_field(id, 0).as_deref(), Some("R" | "S" | "D"));
+    cluster::wait_for(&format!("process {id} to stop"), COMMAND_MAX, || stopped().then_some(()))
 }
 
 fn append(path: &Path) -> Result<File, BedError> {

@@ -1,6 +1,6 @@
 //! The engine that images any program, unmodified: CRIU, driven by `runc checkpoint` and `runc restore`.
 //!
-//! [`Engine`] is the wall behind which another engine can take its place. Must never write an image to a disk, nor leave
+//! `Engine` is the wall behind which another engine can take its place. Must never write an image to a disk, nor leave
 //! a program stopped: a dump that fails lets it go on, and says why in plain words. Parts: `relay` (between runc and
 //! CRIU, for what must happen while the program stands still), `rpc` (CRIU's messages), `reason` (its log in words).
 

@@ -164,7 +164,9 @@ impl Node {
                 local.waiting.push(id);
                 return;
             }
-            Some(local) if local.phase == Phase::Up => "too many requests wait for its next checkpoint already",
+            Some(local) if local.phase == Phase::Up => {
+                "too many requests wait for its next checkpoint already"
+            }
             Some(_) => "it is not running here",
             None => "this node does not run it",
         };
@@ -190,7 +192,8 @@ impl Node {
                 return;
             }
             let local = self.local.remove(&id);
-            let waiting = local.into_iter().flat_map(|local| local.waiting.into_iter().chain(local.answering));
+            let waiting =
+                local.into_iter().flat_map(|local| local.waiting.into_iter().chain(local.answering));
             let gone = "the container was removed from this node before the checkpoint was committed";
             out.publish.extend(waiting.map(|request| Event::Answer(request, Err(gone.to_owned()))));
             return;
@@ -214,7 +217,9 @@ impl Node {
                 self.checkpoint_failed(now, id, reason, out);
             }
             Outcome::Failed(reason) => self.checkpoint_failed(now, id, &reason, out),
-            Outcome::Up | Outcome::Finished => self.checkpoint_failed(now, id, "its job ended without one", out),
+            Outcome::Up | Outcome::Finished => {
+                self.checkpoint_failed(now, id, "its job ended without one", out)
+            }
         }
     }
 
@@ -289,7 +294,8 @@ impl Node {
 
     fn tend_owned(&mut self, now: Time, id: ContainerId, out: &mut Batch) {
         let Some(row) = self.owned(id).cloned() else { return };
-        if !row.is_active() || !self.lease.live || !self.view().is_some_and(|view| view.has(self.settings.id)) {
+        if !row.is_active() || !self.lease.live || !self.view().is_some_and(|view| view.has(self.settings.id))
+        {
             return;
         }
         let phase = self.local.get(&id).map(|local| local.phase.clone());
@@ -298,7 +304,9 @@ impl Node {
             (None, _) if matches!(row.desired, Desired::Stop { .. }) => {
                 self.commit(now, recovery_stop(&row, Exit::Never), out);
             }
-            (None, ContainerState::Starting) => self.bring(id, Job::Start(Box::new(row.clone())), row.epoch, out),
+            (None, ContainerState::Starting) => {
+                self.bring(id, Job::Start(Box::new(row.clone())), row.epoch, out)
+            }
             (None, ContainerState::Recovering) => match row.restore_from() {
                 Some(_) if recovery::holders_are_away(&row, &self.member_ids()) => {}
                 Some(checkpoint) if !checkpoint.copies.is_empty() => {
@@ -489,8 +497,11 @@ impl Node {
             .filter(|row| view.has(row.id) && !self.detector.is_suspected(row.id))
             .map(|row| {
                 let own = row.id == self.settings.id;
-                let free =
-                    if own { self.memory.free_bytes } else { self.peers.get(&row.id).map_or(0, |peer| peer.free_bytes) };
+                let free = if own {
+                    self.memory.free_bytes
+                } else {
+                    self.peers.get(&row.id).map_or(0, |peer| peer.free_bytes)
+                };
                 Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0))
             })
             .collect()
@@ -505,7 +516,9 @@ impl Node {
 impl Local {
     fn awaits(&self, job: JobId) -> bool {
         let brings = matches!(self.phase, Phase::Bringing(own) | Phase::Destroying(own) if own == job);
-        brings || self.ending == Some(job) || self.checkpoint.as_ref().is_some_and(|capture| capture.job == job)
+        brings
+            || self.ending == Some(job)
+            || self.checkpoint.as_ref().is_some_and(|capture| capture.job == job)
     }
 }
 

@@ -186,13 +186,14 @@ impl Node {
             let is_member = self.view().is_some_and(|view| view.has(to));
             for network in self.settings.networks.clone() {
                 let peer = self.peers.get(&to);
-                let echo = peer.and_then(|peer| peer.heard.get(&network)).map(|(sent_at, received_at)| Echo {
-                    sent_at: *sent_at,
-                    held: now.since(*received_at),
-                    // A heartbeat is granted by the first beat after it came. To grant the last one of a dead
-                    // node again and again would push its fence away for nothing.
-                    granted: grants && is_member && *received_at >= last_beat,
-                });
+                let echo =
+                    peer.and_then(|peer| peer.heard.get(&network)).map(|(sent_at, received_at)| Echo {
+                        sent_at: *sent_at,
+                        held: now.since(*received_at),
+                        // A heartbeat is granted by the first beat after it came. To grant the last one of a dead
+                        // node again and again would push its fence away for nothing.
+                        granted: grants && is_member && *received_at >= last_beat,
+                    });
                 if echo.is_some_and(|echo| echo.granted) {
                     self.grantor.grant(now, to);
                 }
@@ -232,7 +233,8 @@ impl Node {
 
     /// The removed owners, each with the view that removed it and when this node may vouch for it.
     fn leases_over(&self) -> impl Iterator<Item = (NodeId, ViewId, Time)> {
-        let view = self.view().filter(|view| !view.removed.is_empty() && self.grants() && self.cluster.is_some());
+        let view =
+            self.view().filter(|view| !view.removed.is_empty() && self.grants() && self.cluster.is_some());
         let owners: BTreeSet<NodeId> = match view {
             Some(_) => self.active_owners().collect(),
             None => BTreeSet::new(),
@@ -270,7 +272,9 @@ impl Node {
         }
         let containers = self.runnable();
         let (told, known) = &self.lease.told;
-        if containers.is_empty() || (deadline <= *told + self.settings.detect.interval / 2 && containers == *known) {
+        if containers.is_empty()
+            || (deadline <= *told + self.settings.detect.interval / 2 && containers == *known)
+        {
             return;
         }
         self.lease.told = (deadline, containers.clone());

@@ -199,7 +199,8 @@ impl Node {
         let Some(next) = view.next_grantor() else { return };
         let own = self.settings.id;
         let settled = (view.members.keys()).all(|id| {
-            *id == own || (self.is_fresh(now, *id) && self.peers.get(id).is_some_and(|peer| peer.view == view.id))
+            *id == own
+                || (self.is_fresh(now, *id) && self.peers.get(id).is_some_and(|peer| peer.view == view.id))
         });
         let grantors = view.grantors.iter().filter(|id| view.has(**id)).count();
         if !settled || grantors < view.grantor_majority() {

@@ -85,8 +85,12 @@ impl Node {
         if self.memory.collect_at.is_none_or(|at| now < at) {
             return;
         }
-        let named: BTreeSet<Digest> =
-            self.containers.values().flat_map(|(_, row)| row.checkpoints()).map(|named| named.manifest).collect();
+        let named: BTreeSet<Digest> = self
+            .containers
+            .values()
+            .flat_map(|(_, row)| row.checkpoints())
+            .map(|named| named.manifest)
+            .collect();
         let leftover = self.memory.held.as_ref().is_some_and(|held| !held.is_subset(&named));
         self.memory.collect_at = leftover.then(|| now + COLLECT_EVERY);
         if leftover {
@@ -98,7 +102,8 @@ impl Node {
     pub(super) fn disown(&mut self, now: Time, id: ContainerId, out: &mut Batch) {
         let Some(held) = &self.memory.held else { return };
         let Some((revision, row)) = self.containers.get(&id) else { return };
-        let Some(next) = recovery::disowned(row, self.settings.id, |manifest| held.contains(&manifest)) else {
+        let Some(next) = recovery::disowned(row, self.settings.id, |manifest| held.contains(&manifest))
+        else {
             return;
         };
         let basis = vec![(Key::Container(id), *revision)];

@@ -366,7 +366,14 @@ impl Node {
 
     /// Proposes `rows` unless a proposal on `key` is still under way. One that is never answered is given up
     /// after two seconds: the rows tell what became of it.
-    fn propose(&mut self, now: Time, key: Key, basis: Vec<(Key, u64)>, rows: Vec<Row>, out: &mut Batch) -> bool {
+    fn propose(
+        &mut self,
+        now: Time,
+        key: Key,
+        basis: Vec<(Key, u64)>,
+        rows: Vec<Row>,
+        out: &mut Batch,
+    ) -> bool {
         self.proposals.retain(|_, (_, since)| now.since(*since) < Duration::from_secs(2));
         if self.proposals.values().any(|(busy, _)| *busy == key) {
             return false;

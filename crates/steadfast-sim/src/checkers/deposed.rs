@@ -17,7 +17,8 @@ impl Checker for DeposedCommitsNothing {
         if after.owner != before.owner && after.epoch == before.epoch {
             return Err(format!("{id:?} changed its owner within {:?}", after.epoch));
         }
-        let number = |row: &ContainerRow| row.checkpoints().map(|checkpoint| checkpoint.number).max().unwrap_or(0);
+        let number =
+            |row: &ContainerRow| row.checkpoints().map(|checkpoint| checkpoint.number).max().unwrap_or(0);
         if number(after) <= number(before) {
             return Ok(());
         }

@@ -50,5 +50,7 @@ fn unsettled_container(world: &World, row: &ContainerRow) -> Option<String> {
         (ContainerState::Starting | ContainerState::Recovering, _) | (_, Desired::Stop { .. }) => None,
     };
     let runs = state == Some(State::Running);
-    (!runs).then(|| format!("{:?} is {:?} {:?}, {:?}, and there {state:?}", row.id, row.state, row.epoch, row.desired))
+    (!runs).then(|| {
+        format!("{:?} is {:?} {:?}, {:?}, and there {state:?}", row.id, row.state, row.epoch, row.desired)
+    })
 }

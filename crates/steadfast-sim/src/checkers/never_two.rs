@@ -23,8 +23,10 @@ impl Checker for NeverTwo {
                 copies.insert(*host, (*epoch, *excused && !heard));
                 let unexcused: Vec<_> = copies.iter().filter(|(_, (_, excused))| !excused).collect();
                 if unexcused.len() > 1 {
-                    let copies: Vec<_> =
-                        unexcused.iter().map(|(host, (epoch, _))| (format!("n{}", *host + 1), epoch)).collect();
+                    let copies: Vec<_> = unexcused
+                        .iter()
+                        .map(|(host, (epoch, _))| (format!("n{}", *host + 1), epoch))
+                        .collect();
                     return Err(format!("{container:?} runs more than once: {copies:?}"));
                 }
                 Ok(())

@@ -21,14 +21,17 @@ pub(super) struct NoLostCheckpoint {
 impl NoLostCheckpoint {
     fn row(&mut self, before: Option<&ContainerRow>, after: &ContainerRow) -> Result<(), String> {
         let promised: BTreeSet<(NodeId, Digest)> = after.checkpoints().flat_map(promises).collect();
-        let broken = promised.iter().find(|copy| !self.held.contains(copy) && !self.lost_with_host.contains(copy));
+        let broken =
+            promised.iter().find(|copy| !self.held.contains(copy) && !self.lost_with_host.contains(copy));
         if let Some((node, manifest)) = broken {
             return Err(format!("{:?} was committed with a copy {manifest:?} that {node:?} freed", after.id));
         }
         self.promised.insert(after.id, promised);
         let Some(before) = before else { return Ok(()) };
-        for (old, new) in before.checkpoints().flat_map(|old| after.checkpoints().map(move |new| (old, new))) {
-            let struck = old.copies.difference(&new.copies).find(|node| self.held.contains(&(**node, new.manifest)));
+        for (old, new) in before.checkpoints().flat_map(|old| after.checkpoints().map(move |new| (old, new)))
+        {
+            let struck =
+                old.copies.difference(&new.copies).find(|node| self.held.contains(&(**node, new.manifest)));
             if let Some(node) = struck.filter(|_| old.manifest == new.manifest) {
                 return Err(format!("{:?} struck {node:?} off {:?}, which it has", after.id, new.manifest));
             }
@@ -38,7 +41,8 @@ impl NoLostCheckpoint {
             return Err(format!("{:?} dropped its latest checkpoint", after.id));
         }
         if let ContainerState::Lost(_) = after.state
-            && let Some((node, _)) = before.checkpoints().flat_map(promises).find(|copy| self.held.contains(copy))
+            && let Some((node, _)) =
+                before.checkpoints().flat_map(promises).find(|copy| self.held.contains(copy))
         {
             return Err(format!("{:?} was called lost, and {node:?} has a copy", after.id));
         }
@@ -64,7 +68,9 @@ impl Checker for NoLostCheckpoint {
             Fact::Freed { node, manifest } => {
                 self.held.remove(&(*node, *manifest));
                 let broken = self.promised.iter().find(|(_, copies)| copies.contains(&(*node, *manifest)));
-                broken.map_or(Ok(()), |(id, _)| Err(format!("{node:?} freed {manifest:?}, which {id:?} counts on")))
+                broken.map_or(Ok(()), |(id, _)| {
+                    Err(format!("{node:?} freed {manifest:?}, which {id:?} counts on"))
+                })
             }
             Fact::Row { before, after: Some(after), .. } => self.row(*before, after),
             Fact::Row { id, after: None, .. } => {

@@ -37,7 +37,9 @@ impl NoStepBack {
         }
         let latest_is_gone = before.latest.as_ref().is_none_or(|latest| latest.copies.is_empty());
         let (value, excused) = match &after.state {
-            ContainerState::Starting => (0, by_user || latest_is_gone || after.spec.restart == Restart::Fresh),
+            ContainerState::Starting => {
+                (0, by_user || latest_is_gone || after.spec.restart == Restart::Fresh)
+            }
             ContainerState::Recovering => {
                 let from = after.restore_from().and_then(|checkpoint| self.values.get(&checkpoint.manifest));
                 (from.copied().unwrap_or(0), by_user || latest_is_gone)
@@ -51,7 +53,11 @@ impl NoStepBack {
             return Ok(());
         }
         self.floors.insert(id, value);
-        if excused { Ok(()) } else { Err(format!("{id:?} is to go on from {value}, behind its checkpoint at {floor}")) }
+        if excused {
+            Ok(())
+        } else {
+            Err(format!("{id:?} is to go on from {value}, behind its checkpoint at {floor}"))
+        }
     }
 }
 
@@ -62,7 +68,9 @@ impl Checker for NoStepBack {
                 self.values.insert(*manifest, *value);
                 Ok(())
             }
-            Fact::Row { before: Some(before), after: Some(after), by_user, .. } => self.row(before, after, *by_user),
+            Fact::Row { before: Some(before), after: Some(after), by_user, .. } => {
+                self.row(before, after, *by_user)
+            }
             Fact::Copy { container, epoch, heard: true, value, .. } => {
                 let floor = self.floors.get(container).copied().unwrap_or(0);
                 let newest = self.heard.entry(*container).or_default();
@@ -71,7 +79,9 @@ impl Checker for NoStepBack {
                 }
                 *newest = *epoch;
                 if *value < floor {
-                    return Err(format!("{container:?} {epoch:?} is heard at {value}, behind its checkpoint at {floor}"));
+                    return Err(format!(
+                        "{container:?} {epoch:?} is heard at {value}, behind its checkpoint at {floor}"
+                    ));
                 }
                 Ok(())
             }
