@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steadfast_container::protocol::decode_request;
+use steadfast_container::decode_request;
 
 fuzz_target!(|line: &[u8]| {
     let Ok(request) = decode_request(line) else { return };

@@ -171,6 +171,8 @@ struct Peer {
     /// The highest sequence seen, which tells a new tick from its copy on a second network.
     sequence: Option<u64>,
     timeout: AdaptiveTimeout,
+    /// Whether a member that has known it for longer suspects it, which ends the grace of a start.
+    doubted: bool,
     suspected: bool,
     links_suspected: BTreeSet<NetworkId>,
 }
@@ -197,6 +199,7 @@ impl Detector {
                 fresh_at: now,
                 sequence: None,
                 timeout: AdaptiveTimeout::new(&self.settings),
+                doubted: false,
                 suspected: false,
                 links_suspected: BTreeSet::new(),
             });
@@ -213,6 +216,14 @@ impl Detector {
         }
     }
 
+    /// Takes note that another member suspects `peer`: if this node has never heard it, the grace of its own start
+    /// is over, since that member has listened for longer.
+    pub fn doubt(&mut self, peer: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.doubted = true;
+        }
+    }
+
     /// Takes note of a heartbeat that arrived at `received_at`. All that is waiting must be handed over before
     /// [`Detector::evaluate`] (3.1, drain first).
     pub fn arrival(&mut self, peer: NodeId, network: NetworkId, sequence: u64, received_at: Time) {
@@ -225,6 +236,7 @@ impl Detector {
                 peer.timeout.observe(received_at.since(peer.fresh_at), &self.settings);
             }
             peer.sequence = Some(sequence);
+            peer.doubted = false;
         }
         peer.fresh_at = received_at.max(peer.fresh_at);
     }
@@ -351,8 +363,9 @@ impl Detector {
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             let silent = now.since(peer.fresh_at);
             let mut timeout = peer.timeout.current();
-            if peer.sequence.is_none() {
-                timeout = timeout.max(self.settings.start_grace.saturating_sub(peer.fresh_at.since(self.started)));
+            if peer.sequence.is_none() && !peer.doubted {
+                timeout =
+                    timeout.max(self.settings.start_grace.saturating_sub(peer.fresh_at.since(self.started)));
             }
             if peer.suspected {
                 if silent <= timeout {
@@ -367,6 +380,69 @@ impl Detector {
             if silent > timeout && lags && !self.isolated {
                 peer.suspected = true;
                 out.push(Opinion::Suspected { peer: id, silent, timeout, fresh });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALIVE: NodeId = NodeId(1);
+    const DEAD: NodeId = NodeId(2);
+
+    fn suspected_at(doubt_at_ms: Option<u64>) -> Option<u64> {
+        let mut detector = Detector::new(Settings::default(), Time::ZERO);
+        detector.watch(Time::ZERO, [ALIVE, DEAD]);
+        for tick in 1..200u64 {
+            let now = Time::from_nanos(tick * 100_000_000);
+            detector.arrival(ALIVE, NetworkId(0), tick, now);
+            if doubt_at_ms.is_some_and(|at| tick * 100 >= at) {
+                detector.doubt(DEAD);
+            }
+            let mut opinions = Vec::new();
+            detector.evaluate(now, &mut opinions);
+            if detector.is_suspected(DEAD) {
+                return Some(tick * 100);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_peer_never_heard_has_the_grace_of_this_nodes_start_unless_others_doubt_it() {
+        assert!(suspected_at(None).is_some_and(|at_ms| at_ms >= 10_000));
+        assert!(suspected_at(Some(1_500)).is_some_and(|at_ms| at_ms <= 2_000));
+    }
+
+    #[test]
+    fn silence_of_all_accuses_nobody() {
+        let mut detector = Detector::new(Settings::default(), Time::ZERO);
+        detector.watch(Time::ZERO, [ALIVE, DEAD]);
+        let mut opinions = Vec::new();
+        for tick in 1..100u64 {
+            let now = Time::from_nanos(tick * 100_000_000);
+            if tick < 20 {
+                detector.arrival(ALIVE, NetworkId(0), tick, now);
+                detector.arrival(DEAD, NetworkId(0), tick, now);
+            }
+            detector.evaluate(now, &mut opinions);
+        }
+        assert!(detector.is_isolated());
+        assert_eq!(detector.suspects().count(), 0);
+    }
+
+    #[test]
+    fn the_timeout_stays_within_its_bounds_and_learns_from_nothing_late() {
+        let settings = Settings::default();
+        let mut timeout = AdaptiveTimeout::new(&settings);
+        for gap_ms in [90, 110, 100, 700, 100, 5_000, 100] {
+            let before = timeout.current();
+            timeout.observe(Duration::from_millis(gap_ms), &settings);
+            assert!(timeout.current() >= settings.timeout_min && timeout.current() <= settings.timeout_max);
+            if Duration::from_millis(gap_ms) > before {
+                assert_eq!(timeout.current(), before);
             }
         }
     }

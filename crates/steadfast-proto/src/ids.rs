@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_refused_with_what_would_be_right() {
-        for text in ["", "alpha", "+b9c5b8e6f0a4a539d4e2f6b1c8d7e90", "0b9c5b8e-6f0a-4a53-9d4e-2f6b1c8d7e9ö"] {
+        for text in ["", "alpha", "+b9c5b8e6f0a4a539d4e2f6b1c8d7e90", "0b9c5b8e-6f0a-4a53-9d4e-2f6b1c8d7e9ö"]
+        {
             let error = text.parse::<NodeId>().unwrap_err().to_string();
             assert!(error.contains("expected a UUID"), "{error}");
         }

@@ -21,7 +21,12 @@ pub enum Plan {
 
 /// The next row of a container whose owner was lost, or has it no more. `members` are the nodes of the view,
 /// `candidates` those of them that are well.
-pub fn recover(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Candidate], after_loss: bool) -> Plan {
+pub fn recover(
+    row: &ContainerRow,
+    members: &BTreeSet<NodeId>,
+    candidates: &[Candidate],
+    after_loss: bool,
+) -> Plan {
     let mut next = row.clone();
     next.epoch = row.epoch.next();
     next.after_loss = after_loss;
@@ -37,7 +42,8 @@ pub fn recover(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Can
         next.state = ContainerState::Starting;
         return Plan::Commit(Box::new(next));
     }
-    let Some(checkpoint) = row.restore_from().into_iter().chain(row.checkpoints()).find(|c| !c.copies.is_empty())
+    let Some(checkpoint) =
+        row.restore_from().into_iter().chain(row.checkpoints()).find(|c| !c.copies.is_empty())
     else {
         next.state = ContainerState::Lost("no node holds a copy of its checkpoints any more".to_owned());
         return Plan::Commit(Box::new(next));
@@ -56,7 +62,12 @@ pub fn recover(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Can
 
 /// The next row after its owner failed to start or restore it because of `reason`: another node's turn, or the end.
 /// While every holder of its checkpoint is away nobody can restore it, and its owner waits for one of them.
-pub fn failed(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Candidate], reason: &str) -> ContainerRow {
+pub fn failed(
+    row: &ContainerRow,
+    members: &BTreeSet<NodeId>,
+    candidates: &[Candidate],
+    reason: &str,
+) -> ContainerRow {
     let mut tried = row.clone();
     tried.tried.insert(row.owner);
     let untried = untried(&tried, candidates);
@@ -78,7 +89,9 @@ pub fn failed(row: &ContainerRow, members: &BTreeSet<NodeId>, candidates: &[Cand
 /// its owner then plans a recovery.
 pub fn exited(row: &ContainerRow, exit: Exit) -> Option<ContainerRow> {
     let stops = match (row.desired, exit, row.spec.restart) {
-        (Desired::Stop { .. }, _, _) | (Desired::Run, Exit::Code(0), _) | (Desired::Run, _, Restart::No) => true,
+        (Desired::Stop { .. }, _, _) | (Desired::Run, Exit::Code(0), _) | (Desired::Run, _, Restart::No) => {
+            true
+        }
         (Desired::Run, _, Restart::Latest | Restart::Fresh) => false,
     };
     stops.then(|| ContainerRow { state: ContainerState::Stopped(exit), ..row.clone() })
@@ -127,7 +140,11 @@ pub fn running(row: &ContainerRow) -> ContainerRow {
 
 /// The row without `node` among the holders of checkpoints that `node` no longer has: what a node that lost its
 /// memory owes the others. `None` when the row promises nothing wrong.
-pub fn disowned(row: &ContainerRow, node: NodeId, holds: impl Fn(crate::ids::Digest) -> bool) -> Option<ContainerRow> {
+pub fn disowned(
+    row: &ContainerRow,
+    node: NodeId,
+    holds: impl Fn(crate::ids::Digest) -> bool,
+) -> Option<ContainerRow> {
     let mut next = row.clone();
     for checkpoint in [&mut next.latest, &mut next.parent].into_iter().flatten() {
         if checkpoint.copies.contains(&node) && !holds(checkpoint.manifest) {

@@ -87,14 +87,9 @@ impl Heartbeat {
         };
         out.extend_from_slice(&[VERSION, flags]);
         out.extend_from_slice(&self.interval_ms.to_le_bytes());
-        for number in [
-            self.sequence,
-            self.sent_at.as_nanos(),
-            self.boot,
-            self.challenge,
-            self.view.0,
-            self.free_bytes,
-        ] {
+        for number in
+            [self.sequence, self.sent_at.as_nanos(), self.boot, self.challenge, self.view.0, self.free_bytes]
+        {
             out.extend_from_slice(&number.to_le_bytes());
         }
         if let Some(echo) = self.echo {
@@ -209,7 +204,13 @@ mod tests {
         let suspects = proptest::collection::vec(any::<u128>().prop_map(NodeId), 0..=ENTRIES_MAX);
         let fenced = proptest::collection::vec((any::<u128>(), any::<u64>()), 0..=ENTRIES_MAX);
         (any::<[u64; 6]>(), any::<u16>(), echo, suspects, fenced).prop_map(
-            |([sequence, sent_at, boot, challenge, view, free_bytes], interval_ms, echo, suspects, fenced)| {
+            |(
+                [sequence, sent_at, boot, challenge, view, free_bytes],
+                interval_ms,
+                echo,
+                suspects,
+                fenced,
+            )| {
                 Heartbeat {
                     sequence,
                     sent_at: Time::from_nanos(sent_at),

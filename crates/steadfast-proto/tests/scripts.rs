@@ -390,7 +390,7 @@ impl World {
         let manifest = Digest([self.made; 32]);
         let owner = index(row.owner);
         let reached = holders.iter().find(|holder| {
-            let holder = index(*holder);
+            let holder = index(**holder);
             self.hosts[holder].agent.is_some() && self.side[holder] == self.side[owner]
         });
         let Some(holder) = reached.copied() else { return Outcome::Failed("no holder answers".to_owned()) };

@@ -4,7 +4,6 @@
 //! `steadfast_proto`'s. It accepts anything that carries out a job ([`node::Worker`]), so a program that embeds it
 //! without containers compiles none of their code. Read next: [`node`], then [`catalog`], [`net`], [`memory`].
 
-
 mod buffers;
 pub mod catalog;
 pub mod envelope;

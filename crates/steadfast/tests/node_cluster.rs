@@ -1,6 +1,8 @@
 //! Three nodes with real sockets, seals and catalogs in one process, and a worker that only keeps books: the loop
 //! around the core forms a cluster, survives the loss of a node, and takes it back.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod catalog_common;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +14,8 @@ use steadfast::catalog::{Catalog, Embedded, RaftNodeId, Txn};
 use steadfast::identity::ClusterKey;
 use steadfast::node::{NodeHandle, Parts, Report, Worker, spawn};
 use steadfast_proto::catalog::{
-    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart, Root,
-    View, encode_row,
+    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart,
+    Root, View, encode_row,
 };
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NodeId};
 use steadfast_proto::node::{Job, Outcome, Settings};
@@ -155,7 +157,8 @@ fn free_address() -> SocketAddr {
 
 async fn founded() -> Nodes {
     let cluster = Cluster::of(3).await;
-    let addresses: BTreeMap<RaftNodeId, SocketAddr> = (1..=3).map(|number| (number, free_address())).collect();
+    let addresses: BTreeMap<RaftNodeId, SocketAddr> =
+        (1..=3).map(|number| (number, free_address())).collect();
     let nodes = Nodes { cluster, key: ClusterKey::generate(1), addresses, books: Arc::default() };
     let catalog = nodes.cluster.leader().await;
     let settings = ClusterRow { id: CLUSTER, name: "test".into(), lease_ms: 1_000, created_unix_ms: 0 };
@@ -227,10 +230,12 @@ async fn a_lost_nodes_container_goes_on_elsewhere_and_the_node_comes_back() {
 
     let row = encode_row(&container()).unwrap();
     nodes.cluster.leader().await.txn(Txn::put(Key::Container(CONTAINER).encode(), row)).await.unwrap();
-    nodes.wait_row(1, "it runs and a checkpoint has two copies", |row| {
-        row.state == ContainerState::Running && row.latest.as_ref().is_some_and(|latest| latest.copies.len() == 2)
-    })
-    .await;
+    nodes
+        .wait_row(1, "it runs and a checkpoint has two copies", |row| {
+            row.state == ContainerState::Running
+                && row.latest.as_ref().is_some_and(|latest| latest.copies.len() == 2)
+        })
+        .await;
     assert_eq!(nodes.books.lock().unwrap().has.get(&NodeId(3)), Some(&Epoch(1)));
     let asked = nodes.handle(3).checkpoint(CONTAINER).await.unwrap();
     assert!(asked.number >= 1, "a checkpoint on request is committed");
@@ -238,10 +243,14 @@ async fn a_lost_nodes_container_goes_on_elsewhere_and_the_node_comes_back() {
     nodes.handle(3).stop();
     nodes.cluster.kill(3).await;
     nodes.wait_members(1, &[1, 2]).await;
-    nodes.wait_row(2, "it runs on a node that is left", |row| {
-        row.state == ContainerState::Running && row.owner != NodeId(3) && row.epoch == Epoch(2) && row.after_loss
-    })
-    .await;
+    nodes
+        .wait_row(2, "it runs on a node that is left", |row| {
+            row.state == ContainerState::Running
+                && row.owner != NodeId(3)
+                && row.epoch == Epoch(2)
+                && row.after_loss
+        })
+        .await;
 
     nodes.cluster.start(3).await;
     nodes.start(3, 2).await;

@@ -68,7 +68,9 @@ fn sources(top: &Path) -> Result<Vec<Source>> {
     let listed = Run::new("git")
         .words("-c safe.directory=* ls-files -z --cached --others --exclude-standard")
         .read()?;
-    let mut paths: Vec<&str> = listed.split('\0').filter(|path| !path.is_empty()).collect();
+    // What others wrote keeps their ways.
+    let ours = |path: &&str| !path.is_empty() && !path.starts_with("vendor/");
+    let mut paths: Vec<&str> = listed.split('\0').filter(ours).collect();
     paths.sort_unstable();
     paths.dedup();
     let mut sources = Vec::new();

@@ -13,12 +13,13 @@ use steadfast::node::{NodeHandle, Report};
 use steadfast_container::{
     BridgeConfig, Container, Event, Host, HostConfig, RestoreMode, ShimError, Spec, State,
 };
-use steadfast_proto::catalog::{ContainerRow, ContainerSpec, Exit, Root};
+use steadfast_proto::catalog::{ContainerRow, ContainerSpec, Exit, Key, Root};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::Outcome;
 use steadfast_proto::time::Time;
 
 use super::machine::Machine;
+use super::rows::Rows;
 use crate::codes::Code;
 use crate::config::Config;
 use crate::failure::Failure;
@@ -28,6 +29,8 @@ const LOG_BYTES_MAX: u64 = 16 << 20;
 const LOG_FILES_MAX: u32 = 4;
 /// How long one wait for a change takes at most; changes end it at once.
 const WAIT: Duration = Duration::from_secs(5);
+/// The same while a container is being started or restored: it may be frozen for ever, and no longer wanted.
+const WAIT_BRINGING: Duration = Duration::from_millis(500);
 
 /// The containers of this node.
 pub(crate) struct Containers {
@@ -38,6 +41,8 @@ pub(crate) struct Containers {
     busy: Mutex<BTreeMap<ContainerId, Arc<Mutex<()>>>>,
     renewals: Arc<Renewals>,
     node: OnceLock<NodeHandle>,
+    rows: Rows,
+    id: NodeId,
 }
 
 /// One container on this node.
@@ -67,6 +72,7 @@ impl Containers {
         config: &Config,
         machine: &Machine,
         id: NodeId,
+        rows: Rows,
     ) -> Result<Arc<Containers>, Failure> {
         let images = config.container.run.join("images");
         let host_config = HostConfig {
@@ -97,6 +103,8 @@ impl Containers {
             busy: Mutex::default(),
             renewals: Arc::default(),
             node: OnceLock::new(),
+            rows,
+            id,
         });
         let inside = Arc::clone(&containers);
         thread("renewals", move || inside.pass_renewals())?;
@@ -248,6 +256,14 @@ impl Containers {
         }
     }
 
+    /// Whether the container's row, as committed, asks for another node or epoch by now.
+    fn is_superseded(&self, id: ContainerId, epoch: Epoch) -> bool {
+        match self.rows.get_stale::<ContainerRow>(&Key::Container(id)) {
+            Some((row, _)) => row.owner != self.id || row.epoch > epoch || !row.is_active(),
+            None => true,
+        }
+    }
+
     fn is_here(&self, id: ContainerId, epoch: Epoch) -> bool {
         lock(&self.here).get(&id).is_some_and(|here| here.epoch == epoch)
     }
@@ -272,7 +288,8 @@ struct Watcher {
 impl Watcher {
     fn run(&mut self) {
         while self.containers.is_here(self.id, self.epoch) {
-            let state = match self.container.wait_change(WAIT) {
+            let wait = if self.bringing.is_some() { WAIT_BRINGING } else { WAIT };
+            let state = match self.container.wait_change(wait) {
                 // Nothing changed, or the watch has just begun: look.
                 Ok(None) => match self.container.status() {
                     Ok(status) => status.state,
@@ -287,10 +304,23 @@ impl Watcher {
                     None => continue,
                 },
             };
-            if self.is_over(state) {
+            if self.is_over(state) || self.gives_up() {
                 return;
             }
         }
+    }
+
+    /// Ends a start or a restore that its row has moved on from: without a lease it would stay frozen for ever.
+    fn gives_up(&mut self) -> bool {
+        if self.bringing.is_none() || !self.containers.is_superseded(self.id, self.epoch) {
+            return false;
+        }
+        if let Err(error) = self.containers.destroy(self.id, self.epoch, false) {
+            tracing::warn!(id = %self.id, error, "a container that is no longer wanted here could not be removed yet");
+            return false;
+        }
+        self.brought(Outcome::Failed("its row names another node or epoch by now".to_owned()));
+        true
     }
 
     fn took(&self, event: Event) -> State {

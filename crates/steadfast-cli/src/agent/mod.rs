@@ -180,13 +180,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let inviter = Inviter { rows: rows.clone(), membership: membership.clone(), networks: networks.clone() };
     let memory = Memory::open(config, &membership, id, &services, &peers).await?;
     let why_no_containers = machine.why_not.clone();
-    let containers = match &why_no_containers {
-        None => Some(Containers::open(config, &machine, id).await?),
-        Some(why) => {
-            tracing::warn!(why, "this node runs no containers");
-            None
-        }
-    };
+    let containers = open_containers(config, &machine, id, &rows).await?;
     let identity = Arc::new(Mutex::new(Some(identity)));
     let worker = worker::Worker {
         containers: containers.clone(),
@@ -219,6 +213,22 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     offer(&agent, &services);
     follow(&agent, &state, transport, own);
     Ok(Started { agent, _listeners: listeners })
+}
+
+/// The containers of this machine, unless something that they need is missing.
+async fn open_containers(
+    config: &Config,
+    machine: &machine::Machine,
+    id: NodeId,
+    rows: &Rows,
+) -> Result<Option<Arc<Containers>>, Failure> {
+    match &machine.why_not {
+        None => Containers::open(config, machine, id, rows.clone()).await.map(Some),
+        Some(why) => {
+            tracing::warn!(why, "this node runs no containers");
+            Ok(None)
+        }
+    }
 }
 
 fn parts(

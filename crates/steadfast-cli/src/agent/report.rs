@@ -338,18 +338,8 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
     match &noticed.event {
         Event::Opinion(opinion) => opinion_happening(opinion, &one),
         Event::Installed(view) => {
-            let what = match &view.reason {
-                ViewReason::Removed(_) => "removed",
-                ViewReason::Admitted(_) => "admitted",
-                ViewReason::Founded => "founded",
-                ViewReason::Grantor(_) => "grantor",
-            };
-            let about: Vec<NodeId> = match &view.reason {
-                ViewReason::Removed(removed) => removed.keys().copied().collect(),
-                ViewReason::Admitted(node) | ViewReason::Grantor(node) => vec![*node],
-                ViewReason::Founded => vec![view.proposer],
-            };
             let shown = convert::view(view, names);
+            let (what, about) = installed(view);
             about
                 .into_iter()
                 .map(|node| one(what, Some(node), None, format!("view {}: {}", shown.id, shown.reason)))
@@ -394,6 +384,16 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
             vec![one("checkpoint_failed", None, container_name(container), reason.clone())]
         }
         Event::Answer(..) => Vec::new(),
+    }
+}
+
+/// What a new view did, and to whom.
+fn installed(view: &View) -> (&'static str, Vec<NodeId>) {
+    match &view.reason {
+        ViewReason::Removed(removed) => ("removed", removed.keys().copied().collect()),
+        ViewReason::Admitted(node) => ("admitted", vec![*node]),
+        ViewReason::Founded => ("founded", vec![view.proposer]),
+        ViewReason::Grantor(node) => ("grantor", vec![*node]),
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast::catalog::{BoxFuture, Embedded, EmbeddedConfig, RaftNodeId, Timings, Transport, TransportError};
+use steadfast::catalog::{
+    BoxFuture, Embedded, EmbeddedConfig, RaftNodeId, Timings, Transport, TransportError,
+};
 use steadfast::identity::{ClusterKey, Membership};
 use steadfast::net::tls::{Authority, NodeKey};
 use steadfast::token::Token;
@@ -51,9 +53,13 @@ impl Cluster {
         let rows = Rows::new(Arc::new(embedded.clone()));
         let founder = Founder { lease_ms: 1000, created_unix_ms: 1 };
         let cluster = (CLUSTER, "home");
-        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1)).await.unwrap();
+        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1))
+            .await
+            .unwrap();
         // Founding again, as after a crash, changes nothing.
-        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2)).await.unwrap();
+        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2))
+            .await
+            .unwrap();
         let authority = Authority::create(CLUSTER).unwrap();
         let key = NodeKey::generate().unwrap();
         let membership = Membership {
@@ -143,8 +149,12 @@ fn a_token_admits_one_node_and_a_crashed_joiner_is_answered_again() {
         assert_ne!(again.node_certificate, reply.node_certificate, "the crashed joiner has a new key");
         let (row, _) = cluster.inviter.rows.get::<NodeRow>(&Key::Node(NodeId(2))).await.unwrap().unwrap();
         assert_eq!((row.name.as_str(), row.engine_id), ("beta", engine_id(NodeId(2))));
-        let (invite, _) = cluster.inviter.rows.get::<InviteRow>(&Key::Invite("beta".into())).await.unwrap().unwrap();
-        assert!(!rows::encode(&invite).unwrap().windows(16).any(|part| part == token.secret()), "no secret is stored");
+        let (invite, _) =
+            cluster.inviter.rows.get::<InviteRow>(&Key::Invite("beta".into())).await.unwrap().unwrap();
+        assert!(
+            !rows::encode(&invite).unwrap().windows(16).any(|part| part == token.secret()),
+            "no secret is stored"
+        );
     });
 }
 
@@ -185,7 +195,8 @@ fn of_two_nodes_that_race_for_one_token_exactly_one_wins() {
         let both = [(NodeId(2), 12), (NodeId(3), 13)];
         let joins = both.map(|(node, host)| cluster.inviter.answer(request(&token, node, "machine", host)));
         let outcomes = futures_util::future::join_all(joins).await;
-        let codes: Vec<Code> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(|f| f.code).collect();
+        let codes: Vec<Code> =
+            outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(|f| f.code).collect();
         assert_eq!(codes, [Code::TokenUsed]);
         let nodes: Vec<(NodeRow, u64)> = cluster.inviter.rows.all("node/").await.unwrap();
         assert_eq!(nodes.len(), 2);

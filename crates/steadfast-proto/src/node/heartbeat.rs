@@ -148,6 +148,9 @@ impl Node {
     }
 
     fn form_opinions(&mut self, now: Time, out: &mut Batch) {
+        for accused in self.accusations(now).into_values().flatten() {
+            self.detector.doubt(accused);
+        }
         let mut opinions = Vec::new();
         self.detector.evaluate(now, &mut opinions);
         if opinions.iter().any(|opinion| matches!(opinion, Opinion::Suspected { .. })) {

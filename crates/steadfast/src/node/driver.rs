@@ -82,14 +82,16 @@ pub(super) fn start(
     commands: mpsc::UnboundedReceiver<Command>,
     publisher: Publisher,
 ) -> Result<(), SpawnError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SpawnError::Thread)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SpawnError::Thread)?;
     parts.settings.networks = network_ids(parts.addresses.len());
     let bound: Vec<_> =
         parts.settings.networks.iter().copied().zip(parts.addresses.iter().map(|(_, at)| *at)).collect();
     let guard = runtime.enter();
     let (sender, receiver) = datagram::bind(&bound)?;
     drop(guard);
-    let newest = parts.keys.iter().max_by_key(|key| key.epoch).expect("a member holds at least one cluster key");
+    let newest =
+        parts.keys.iter().max_by_key(|key| key.epoch).expect("a member holds at least one cluster key");
     let sealer =
         Sealer::new(parts.cluster, newest, parts.settings.id, parts.settings.incarnation, parts.boot_salt);
     let opener = Opener::new(parts.cluster, &parts.keys);
@@ -323,7 +325,9 @@ fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowE
     for row in proposal.rows {
         let (key, bytes) = match &row {
             Row::View(view) => (steadfast_proto::catalog::Key::View, encode_row(view)?),
-            Row::Container(row) => (steadfast_proto::catalog::Key::Container(row.id), encode_row(row.as_ref())?),
+            Row::Container(row) => {
+                (steadfast_proto::catalog::Key::Container(row.id), encode_row(row.as_ref())?)
+            }
         };
         puts.push((key.encode(), Some(bytes.into())));
     }

@@ -144,7 +144,8 @@ pub fn spawn(parts: Parts) -> Result<NodeHandle, SpawnError> {
     let (inputs, commands) = mpsc::unbounded_channel();
     let (events, _) = broadcast::channel(TIMELINE_MAX);
     let timeline = Arc::new(Mutex::new(VecDeque::new()));
-    let handle = NodeHandle { inputs: inputs.clone(), events: events.clone(), timeline: Arc::clone(&timeline) };
+    let handle =
+        NodeHandle { inputs: inputs.clone(), events: events.clone(), timeline: Arc::clone(&timeline) };
     let publisher = driver::Publisher::new(events, timeline, parts.settings.boot_unix_ms);
     driver::start(parts, inputs, commands, publisher)?;
     Ok(handle)
@@ -229,7 +230,7 @@ fn network_ids(count: usize) -> Vec<NetworkId> {
 }
 
 /// How often the engine's leader is looked at.
-const LEADER_POLL: Duration = Duration::from_millis(50);
+const LEADER_POLL: Duration = Duration::from_millis(100);
 
 /// Waiting requests, by their number.
 type Waiting = std::collections::BTreeMap<RequestId, oneshot::Sender<Result<CheckpointRef, String>>>;

@@ -210,8 +210,9 @@ async fn write_requests<W: AsyncWrite + Unpin>(
             if frames.write(&frame).await.is_err() {
                 return shared.close();
             }
-            if class == Class::Bulk {
-                // On a slow path a pong waits behind megabytes; that the kernel takes them shows life.
+            if class == Class::Bulk && frame.kind() != Kind::Ping {
+                // On a slow path a pong waits behind megabytes; that the kernel takes them shows life. That it
+                // takes a ping shows nothing: a dead path has room for many.
                 shared.hear();
             }
             next = queue.try_recv().ok();

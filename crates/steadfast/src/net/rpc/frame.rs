@@ -153,6 +153,10 @@ impl Frame {
         let length = u32::try_from(body.len()).expect("callers bound bodies to 16 MiB");
         Self { header: Header { kind, service, call, length }, body }
     }
+
+    pub(super) const fn kind(&self) -> Kind {
+        self.header.kind
+    }
 }
 
 /// Takes frames off a connection.
