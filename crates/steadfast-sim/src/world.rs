@@ -1,6 +1,6 @@
 //! The world: one queue of (time, sequence), one random source, and everything that stands in the queue.
 //!
-//! [`World::next`] takes the next event and carries it out; what follows from it goes back into the queue. The
+//! `World::next` takes the next event and carries it out; what follows from it goes back into the queue. The
 //! parts stand in their own files: `agents`, `shims`, `jobs`, `catalog`, `network`, `faults`, `workload`. Must
 //! never ask a node to do anything: nodes get inputs, and the world does what their batches say.
 

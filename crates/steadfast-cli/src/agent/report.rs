@@ -64,7 +64,7 @@ impl Agent {
             quorum,
             leader: status.leader.map(|leader| node_name(&names, leader)),
             view: convert::view(view, &names),
-            survives: survives(heard, engine.voters.len()),
+            survives: survives(heard, engine.voters.len(), grantors_heard(&status, view)),
             lease_left_ms: millis(status.lease_left),
             peers: self.peers_shown(&status, view, &names),
             containers: self.local_containers(&status),
@@ -236,16 +236,28 @@ fn voters_heard(status: &Status, engine: &CatalogStatus) -> usize {
     engine.voters.keys().filter_map(|voter| ids.get(voter)).filter(|id| is_heard(id)).count()
 }
 
-/// What the cluster survives right now: how many of the voters that are there may fail.
-fn survives(live: usize, voters: usize) -> types::Survives {
+/// How many of the grantors of leases are there, and how many there are.
+fn grantors_heard(status: &Status, view: &View) -> (usize, usize) {
+    let is_heard = |id: &&NodeId| {
+        **id == status.id || status.peers.get(*id).is_some_and(|peer| peer.silent <= peer.timeout)
+    };
+    (view.grantors.iter().filter(is_heard).count(), view.grantors.len())
+}
+
+/// What the cluster survives right now: how many of the voters, and of the grantors, that are there may fail.
+fn survives(live: usize, voters: usize, (granting, grantors): (usize, usize)) -> types::Survives {
     let majority = voters / 2 + 1;
-    let spare = u32::try_from(live.saturating_sub(majority)).unwrap_or(u32::MAX);
+    let spare = live.saturating_sub(majority).min(granting.saturating_sub(grantors / 2 + 1));
+    let spare = u32::try_from(spare).unwrap_or(u32::MAX);
     let sentence = match (voters, live) {
         (_, live) if live < majority => format!(
             "nothing: {live} of {voters} voters are there, and {majority} are needed; containers are frozen until they are back"
         ),
         (1, _) => "no failure: there is one node; add two more for automatic recovery".to_owned(),
         (2, _) => "no failure: of two nodes both are needed; a third gives automatic recovery".to_owned(),
+        _ if spare == 0 && grantors < voters => {
+            format!("no further failure yet: {grantors} of {voters} voters grant leases so far")
+        }
         _ if spare == 0 => {
             format!("no further failure: {live} of {voters} voters are there, and {majority} are needed")
         }

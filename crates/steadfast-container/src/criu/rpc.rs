@@ -38,7 +38,7 @@ pub(crate) fn response(bytes: &[u8]) -> Option<Response> {
 pub(crate) fn without_freezer(request: &[u8]) -> Option<Vec<u8>> {
     const OPTIONS: u64 = 2;
     const FREEZE_CGROUP: u64 = 44;
-    let mut changed = None;
+    let mut changed = false;
     let mut rewritten = Vec::with_capacity(request.len());
     let mut fields = Fields(request);
     while let Some((field, raw)) = fields.next_raw() {
@@ -51,7 +51,7 @@ pub(crate) fn without_freezer(request: &[u8]) -> Option<Vec<u8>> {
                         kept.extend_from_slice(raw);
                     }
                 }
-                changed = (kept.len() != options.len()).then_some(());
+                changed |= kept.len() != options.len();
                 rewritten.push(0x12);
                 push_varint(&mut rewritten, kept.len());
                 rewritten.extend(kept);
@@ -59,7 +59,7 @@ pub(crate) fn without_freezer(request: &[u8]) -> Option<Vec<u8>> {
             _ => rewritten.extend_from_slice(raw),
         }
     }
-    changed.map(|()| rewritten)
+    changed.then_some(rewritten)
 }
 
 fn push_varint(bytes: &mut Vec<u8>, mut number: usize) {
@@ -183,6 +183,13 @@ mod tests {
         let request = [&[0x08, 1, 0x12, 0xd7, 0x01][..], &options, &[0x20, 1]].concat();
         assert_eq!(without_freezer(&request).unwrap(), [0x08, 1, 0x12, 4, 0x08, 5, 0x18, 1, 0x20, 1]);
         assert_eq!(without_freezer(&[0x08, 1, 0x12, 2, 0x08, 5]), None);
+    }
+
+    #[test]
+    fn the_freezer_group_is_taken_out_of_options_that_come_in_parts() {
+        // Protocol buffers allow a message to be given in several fields, which are merged.
+        let parts = [0x12, 7, 0xe2, 0x02, 4, b'/', b's', b'y', b's', 0x12, 2, 0x08, 5];
+        assert_eq!(without_freezer(&parts).unwrap(), [0x12, 0, 0x12, 2, 0x08, 5]);
     }
 
     #[test]
