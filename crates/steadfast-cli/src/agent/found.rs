@@ -1,7 +1,7 @@
 //! `init`: makes this node the first of a new cluster.
 //!
 //! Everything is written by one atomic replacement of the membership file, so a crash leaves either no cluster or a
-//! whole one. The catalog itself is made from it by the agent's first start ([`super::catalog`]), idempotently.
+//! whole one. The catalog itself is made from it by the agent's first start (`catalog`), idempotently.
 
 use std::time::Duration;
 

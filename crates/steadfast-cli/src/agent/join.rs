@@ -2,7 +2,7 @@
 //!
 //! In order, each step idempotent: own id durable (U3); one request over a connection that pins the cluster's CA,
 //! which the inviter turns into one compare-and-set of the invitation; certificates and keys stored atomically. A
-//! crash anywhere is cured by the same command again. The other side is [`super::admit`].
+//! crash anywhere is cured by the same command again. The other side is `admit`.
 
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,8 +1,8 @@
 //! The agent: joins identity, catalog, network, checkpoint memory, containers and the core into one running node.
 //!
 //! This file decides the order in which they start and stop, and nothing else: what happens in the cluster is decided
-//! by the core (`steadfast_proto::node`), what containers do by `steadfast-container`. Read [`worker`] for how jobs are
-//! carried out and [`verbs`] for what users can ask.
+//! by the core (`steadfast_proto::node`), what containers do by `steadfast-container`. Read `worker` for how jobs are
+//! carried out and `verbs` for what users can ask.
 
 pub(crate) mod admit;
 mod catalog;
