@@ -129,6 +129,9 @@ pub(crate) fn create_namespace(path: &Path) -> Result<(), NetworkError> {
             .map_err(|e| kernel("keeping the network name space")(e.into()))?;
         // No address is made by the kernel itself: nothing but the spec's address may speak.
         fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").ok();
+        // The first question for a neighbour may be lost while bridges learn of the newcomer; the next shall not
+        // wait for a second.
+        fs::write("/proc/sys/net/ipv4/neigh/default/retrans_time_ms", "100").ok();
         fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
         ip("link set lo up\n", "raise loopback")
     })
