@@ -150,6 +150,8 @@ pub struct Judge {
     committed: u64,
     /// The numbers heard in the newest epoch.
     heard: BTreeSet<u64>,
+    /// What was committed when the newest epoch was first heard: nothing it says lies behind that.
+    floor: u64,
     count: u64,
     epochs: u64,
     violations: Vec<Violation>,
@@ -190,6 +192,7 @@ impl Judge {
         if report.epoch > last.epoch {
             self.epochs += 1;
             self.heard.clear();
+            self.floor = self.committed;
         }
         self.heard.insert(report.number);
         self.longest_silence = self.longest_silence.max(now.saturating_duration_since(last_at));
@@ -209,8 +212,9 @@ impl Judge {
         if report.epoch == last.epoch && self.heard.contains(&report.number) {
             return Some(Violation::StepBackWithinEpoch { report, before: last.number });
         }
-        if report.epoch > last.epoch && report.number < self.committed {
-            return Some(Violation::BehindCommitted { report, committed: self.committed });
+        let floor = if report.epoch > last.epoch { self.committed } else { self.floor };
+        if report.number < floor {
+            return Some(Violation::BehindCommitted { report, committed: floor });
         }
         None
     }
@@ -407,6 +411,8 @@ mod tests {
     fn a_step_back_behind_a_committed_checkpoint_is_seen() {
         let seen = judged(&[("a", 1, 10), ("a", 2, 7)], 8);
         assert!(matches!(seen[..], [Violation::BehindCommitted { committed: 8, .. }]));
+        let overtaken = judged(&[("a", 1, 10), ("a", 2, 14), ("a", 2, 7)], 8);
+        assert!(matches!(overtaken[..], [Violation::BehindCommitted { committed: 8, .. }]));
     }
 
     #[test]
