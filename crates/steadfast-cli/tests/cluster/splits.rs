@@ -47,12 +47,17 @@ fn a_program_on_the_minority_side_thaws_when_it_could_not_be_moved() {
     let minority = [owner.number(), holder.number()];
     let majority: Vec<usize> = (0..5).filter(|number| !minority.contains(number)).collect();
 
-    trial.bed.split(&[&minority, &majority]).unwrap();
+    let both = trial.bed.split(&[&minority, &majority]).unwrap();
     trial.wait_frozen_on(owner);
-    let majority = trial.bed.host(majority[0]);
-    trial.wait("the removal of the minority", || (majority.members().ok()?.len() == 3).then_some(()));
+    let survivor = trial.bed.host(majority[0]);
+    trial.wait("the removal of the minority", || (survivor.members().ok()?.len() == 3).then_some(()));
     let frozen_at = trial.witness.judge().count();
 
+    // The owner comes back before the holder does; the other way round the program would rightly go on at the holder.
+    let others: Vec<usize> = (0..5).filter(|number| *number != holder.number()).collect();
+    trial.bed.split(&[&[holder.number()], &others]).unwrap();
+    trial.bed.heal(both).unwrap();
+    trial.wait("the return of the owner", || (survivor.members().ok()?.len() == 4).then_some(()));
     trial.bed.heal_all().unwrap();
     trial.bed.wait_members(5).unwrap();
     trial.wait_heard_since(Instant::now(), "the thawed program");
