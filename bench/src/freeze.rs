@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use steadfast_cli::bed::{Bed, service_address};
 
 use crate::ballast::{longest_gap_us, unix_us, wait_ready};
@@ -14,21 +16,43 @@ use crate::report::{Report, median};
 use crate::steadfast;
 
 const MIB: &str = "1024";
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
+
+/// How long the program is given to write down what it noticed.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Where the container sees the folder that the reports are written to.
+const INSIDE: &str = "/ballast";
 
 /// Measures both, in turn.
 pub fn measure(report: &mut Report) -> anyhow::Result<()> {
     println!("freeze: a program of {MIB} MiB, {ROUNDS} checkpoints each");
-    let folder = Scratch::new()?;
+    // The hosts of the bed have a /dev/shm of their own; the reports are small and may lie on a disk.
+    let folder = Scratch::new("/tmp")?;
+    let images = Scratch::new("/dev/shm")?;
     let bed = Bed::builder(steadfast()?).hosts(3).networks(2).memory("4GiB").build()?;
     bed.init_cluster("bench")?;
     let own = std::env::current_exe()?;
+    // The container sees the folder, but not necessarily where this program lies.
+    fs::copy(&own, folder.0.join("program"))?;
     let (inside, outside) = (folder.0.join("inside"), folder.0.join("outside"));
-    let volume = format!("{0}:{0}", folder.0.display());
+    let volume = format!("{}:{INSIDE}", folder.0.display());
     let address = format!("{}/24", service_address(7));
     bed.host(0).steadfast_text(&[
-        "run", "--name", "ballast", "--address", &address, "--every", "never", "--volume", &volume, "--",
-        own.to_str().context("this program's path is text")?, "ballast", MIB, inside.to_str().unwrap_or_default(),
+        "run",
+        "--name",
+        "ballast",
+        "--address",
+        &address,
+        "--every",
+        "never",
+        "--volume",
+        &volume,
+        "--",
+        &format!("{INSIDE}/program"),
+        "ballast",
+        MIB,
+        &format!("{INSIDE}/inside"),
     ])?;
     let plain = Ballast::start(&own, &outside)?;
     wait_ready(&inside)?;
@@ -37,9 +61,11 @@ pub fn measure(report: &mut Report) -> anyhow::Result<()> {
     for round in 0..=ROUNDS {
         let from = unix_us();
         bed.host(0).steadfast_text(&["checkpoint", "ballast"])?;
+        sleep(SETTLE);
         let own_ms = longest_gap_us(&inside, from, unix_us())? / 1e3;
         let from = unix_us();
-        dump(plain.0.id(), &folder.0.join("dump"))?;
+        dump(plain.0.id(), &images.0.join("dump"))?;
+        sleep(SETTLE);
         let plain_ms = longest_gap_us(&outside, from, unix_us())? / 1e3;
         println!("freeze: steadfast {own_ms:.1} ms, criu dump {plain_ms:.1} ms");
         // The first of each touches memory that nothing has touched before.
@@ -52,8 +78,9 @@ pub fn measure(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Dumps into pages that have been free for as long as those that our own checkpoint gets: a virtual machine may have
+/// given back pages that were freed seconds ago, and those freed just now are several times faster.
 fn dump(pid: u32, folder: &Path) -> anyhow::Result<()> {
-    let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder)?;
     let criu = std::env::var_os("STEADFAST_CRIU").unwrap_or_else(|| "/opt/steadfast/criu/criu".into());
     let output = Command::new(criu)
@@ -64,6 +91,7 @@ fn dump(pid: u32, folder: &Path) -> anyhow::Result<()> {
     if !output.status.success() {
         bail!("criu dump failed: {}", String::from_utf8_lossy(&output.stderr));
     }
+    fs::remove_dir_all(folder)?;
     Ok(())
 }
 
@@ -93,8 +121,8 @@ impl Drop for Ballast {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> anyhow::Result<Scratch> {
-        let path = PathBuf::from(format!("/dev/shm/steadfast-bench-{}", std::process::id()));
+    fn new(parent: &str) -> anyhow::Result<Scratch> {
+        let path = PathBuf::from(format!("{parent}/steadfast-bench-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Scratch(path))
     }
