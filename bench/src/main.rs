@@ -5,6 +5,7 @@
 //! same run, interleaved; medians of at least five. A bad figure is recorded like a good one.
 
 mod ballast;
+mod detect;
 mod freeze;
 mod idle;
 mod loss;
@@ -22,9 +23,13 @@ fn main() -> anyhow::Result<()> {
         ["ballast", mib, report] => {
             ballast::run(mib.parse().context("the size is a whole number of MiB")?, report.as_ref())
         }
-        [] | ["main"] => main_bench(),
+        ["detect", rest @ ..] => detect::run(rest),
+        [] => main_bench().and_then(|()| detect::run(&[])),
+        ["main"] => main_bench(),
         ["main", part] => main_part(part),
-        [name, ..] => bail!("there is no benchmark '{name}'; there is: main [loss|freeze|ship|idle]"),
+        [name, ..] => {
+            bail!("there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], detect [PART...]")
+        }
     }
 }
 

@@ -23,8 +23,11 @@ pub(crate) fn bed(arguments: &[String]) -> Result<()> {
     product("bed", arguments)
 }
 
+/// The cluster tests that can last, for as long as they can.
 pub(crate) fn soak(arguments: &[String]) -> Result<()> {
-    product("soak", arguments)
+    let machine = setup::prepare(Scope::Tests)?;
+    let run = Run::cargo("nextest run --package steadfast-cli --test cluster --no-capture a_long_run");
+    machine.offer_criu(run.args(arguments).env("STEADFAST_SOAK", "1")).perform()
 }
 
 fn product(verb: &str, arguments: &[String]) -> Result<()> {

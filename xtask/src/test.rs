@@ -77,10 +77,12 @@ pub(crate) fn fix(arguments: &[String]) -> Result<()> {
 }
 
 /// The reference pages that the product prints, each with its file; a test of the product fails when one is stale.
-const GENERATED: [(&str, &str); 3] = [
+const GENERATED: [(&str, &str); 5] = [
     ("cli", "docs/reference/cli.md"),
+    ("config", "docs/reference/config.md"),
     ("errors", "docs/reference/errors.md"),
     ("openapi", "docs/reference/openapi.json"),
+    ("verdicts", "docs/reference/verdicts.md"),
 ];
 
 fn generate((page, file): (&str, &str)) -> Result<()> {

@@ -189,6 +189,15 @@ codes! {
     BedFailed = 39, Refused, "the demo or the test bed could not go on",
         causes: ["a program that the test bed needs (ip, nft) is missing or refused", "an agent of the test bed did not do what it was asked for"],
         remedy: ["read the sentence; it names the host and the command", "look at the agents' logs: `steadfast bed list` names them"];
+    ObservesOnly = 40, Refused, "this node only observes",
+        causes: ["its configuration says mode = \"observe\": it takes part in membership, detection, links and events, and in nothing that concerns containers"],
+        remedy: ["give the command on a node that runs containers", "or set mode = \"agent\" under [node], as root, and restart this agent"];
+    TooMany = 41, Unavailable, "too many followers are there at once",
+        causes: ["programs that follow changes open new streams and do not close the old ones"],
+        remedy: ["close streams that nobody reads", "or ask with `wait` and `since` instead of following a stream"];
+    PlanInvalid = 42, Usage, "the simulation can't be carried out as described",
+        causes: ["a flag or a key of the file is misspelt or has the wrong unit", "a fault names a node or network that is not there, or begins after the end"],
+        remedy: ["correct each problem listed", "compare with the examples in `steadfast simulate --help`"];
 }
 
 impl fmt::Display for Code {

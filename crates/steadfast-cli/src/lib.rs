@@ -15,3 +15,4 @@ pub mod logging;
 pub mod output;
 pub mod spec;
 pub mod units;
+pub mod verdicts;

@@ -139,6 +139,11 @@ impl Drop for Progress {
 
 /// A plain table without borders, which `cut` and `awk` can read.
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    columns(&head.map(str::to_owned), rows.into_iter().map(|row| row.to_vec()))
+}
+
+/// The same with as many columns as the head has.
+pub fn columns(head: &[String], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(head);
     for row in rows {

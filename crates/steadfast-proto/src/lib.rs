@@ -9,6 +9,7 @@ pub mod ids;
 pub mod machine;
 pub mod wire;
 pub mod detect;
+pub mod links;
 pub mod catalog;
 pub mod view;
 pub mod flaw;

@@ -1,48 +1,62 @@
 //! The heartbeat's binary form: one bounded, versioned frame that fits every network.
 //!
 //! The frame travels inside a sealed datagram, so whoever wrote it holds the cluster's key; still a decoder here
-//! never panics, never reads past its input and never allocates more than the frame's own bounds. Integers are
-//! little-endian. A decoder accepts its own version and refuses trailing bytes.
+//! never panics, never reads past its input and never allocates more than the frame's own bounds. Numbers are
+//! LEB128 (small ones are short), times are whole microseconds. A decoder accepts its own version and refuses
+//! trailing bytes.
 
 use std::time::Duration;
 
-use crate::ids::{NodeId, ViewId};
+use crate::ids::{Incarnation, NetworkId, NodeId, ViewId};
 use crate::time::Time;
 
 /// The largest frame, in bytes; with the seal and IP headers it stays below 1,500.
 pub const HEARTBEAT_BYTES_MAX: usize = 1_300;
 
-/// How many suspicions, and how many fences, one heartbeat can carry.
-pub const ENTRIES_MAX: usize = 24;
+/// How many rumours one heartbeat can carry.
+pub const RUMOURS_MAX: usize = 10;
 
-const VERSION: u8 = 1;
+/// How many fences one heartbeat can carry.
+pub const FENCES_MAX: usize = 16;
+
+/// How many networks a cluster has at most.
+pub const NETWORKS_MAX: u16 = 8;
+
+const VERSION: u8 = 2;
 const FLAG_ECHO: u8 = 1;
-const FLAG_GRANTED: u8 = 2;
+const FLAG_BOOT: u8 = 2;
+const FLAG_RUMOURS: u8 = 4;
+const FLAG_RIDER: u8 = 8;
+const FLAG_GRANTED: u8 = 16;
+const FLAG_GOODBYE: u8 = 32;
+const FLAG_SPARSE: u8 = 64;
 
 /// The periodic datagram on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Counts the sender's ticks; the same on all networks within one tick.
+    /// Counts the sender's beats; the same on all networks within one.
     pub sequence: u64,
-    /// The sender's clock when it was sent; means something to the sender alone, who gets it back in an echo.
+    /// The sender's clock when it was sent, in whole microseconds; means something to the sender alone, who gets it
+    /// back in an echo.
     pub sent_at: Time,
-    /// How long until the sender's next heartbeat, in milliseconds.
+    /// How long until the sender's next heartbeat to this receiver, in milliseconds.
     pub interval_ms: u16,
-    /// A number that the sender drew when it started.
-    pub boot: u64,
+    /// A number that the sender drew when it started; left out once the receiver has shown that it knows it.
+    pub boot: Option<u64>,
     /// The receiver's `boot` as the sender last heard it, or zero: proof that this is no replay of older days.
     pub challenge: u64,
-    /// The view that the sender has installed.
-    pub view: ViewId,
-    /// The checkpoint memory that the sender still has to lend, in bytes.
-    pub free_bytes: u64,
     /// The newest heartbeat that the sender heard from the receiver on this network.
     pub echo: Option<Echo>,
-    /// The members that the sender suspects; at most [`ENTRIES_MAX`].
-    pub suspects: Vec<NodeId>,
-    /// The removed nodes whose leases the sender knows to be over, each with the view that removed it; at most
-    /// [`ENTRIES_MAX`].
-    pub fenced: Vec<(NodeId, ViewId)>,
+    /// Bit *n* is set when the sender hears the receiver on network *n*.
+    pub hears: u8,
+    /// Whether the sender stops on purpose, now.
+    pub goodbye: bool,
+    /// Whether the receiver gets only some of the sender's beats, so that a gap in their numbers is no loss.
+    pub sparse: bool,
+    /// What members say of members and links, passed on; at most [`RUMOURS_MAX`].
+    pub rumours: Vec<Rumour>,
+    /// What the duties of the sender add.
+    pub rider: Option<Rider>,
 }
 
 /// What a heartbeat says of the newest one heard from its receiver.
@@ -50,10 +64,99 @@ pub struct Heartbeat {
 pub struct Echo {
     /// Its `sent_at`, unchanged.
     pub sent_at: Time,
-    /// How long ago it had arrived when this heartbeat left.
+    /// How long ago it had arrived when this heartbeat left, in whole microseconds.
     pub held: Duration,
-    /// Whether the sender, as a grantor, renews the receiver's lease with it (PROTOCOLS 0.3).
+}
+
+/// What a member of a view adds to its heartbeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rider {
+    /// The view that the sender has installed.
+    pub view: ViewId,
+    /// The checkpoint memory that the sender still has to lend, in bytes.
+    pub free_bytes: u64,
+    /// Whether the sender, as a grantor, renews the receiver's lease with the echo (PROTOCOLS 0.3).
     pub granted: bool,
+    /// The removed nodes whose leases the sender knows to be over, each with the view that removed it; at most
+    /// [`FENCES_MAX`].
+    pub fenced: Vec<(NodeId, ViewId)>,
+}
+
+/// One member's claim about another, or about its link to another; passed on as it is (PROTOCOLS 4.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rumour {
+    /// Who says it.
+    pub observer: NodeId,
+    /// Of whom.
+    pub subject: NodeId,
+    /// The subject's incarnation of which it is true.
+    pub incarnation: Incarnation,
+    /// Rises with each of the observer's claims; a higher one takes the place of a lower.
+    pub version: u64,
+    /// What it says.
+    pub claim: Claim,
+}
+
+/// What an observer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The subject is silent, or worse.
+    Down {
+        /// What was noticed.
+        why: Why,
+        /// The last sequence heard from it.
+        last_sequence: u64,
+        /// For how long it has been silent, in milliseconds.
+        silent_ms: u32,
+    },
+    /// The subject was heard: an answer to `Down`.
+    Alive {
+        /// The last sequence heard from it.
+        last_sequence: u64,
+    },
+    /// The observer takes back what it said.
+    Well,
+    /// The state of the observer's link to the subject on one network.
+    Link {
+        /// Which network.
+        network: NetworkId,
+        /// What the link does.
+        state: LinkState,
+        /// The share of heartbeats that it lost lately, in thousandths.
+        loss_permille: u16,
+    },
+}
+
+/// What an observer noticed of a node that it says is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// Nothing comes, on any network, and nothing else is known.
+    Silent,
+    /// Its kernel answers and its agent does not: the agent is stopped or starved.
+    Stalled,
+    /// Its kernel says that the agent is gone.
+    Crashed,
+    /// Its agent said goodbye.
+    Left,
+    /// It speaks but hears nothing.
+    Deaf,
+}
+
+/// What a link does, as its observer sees it (PROTOCOLS 4.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkState {
+    /// Nothing is known yet.
+    Unknown,
+    /// Heard in both directions.
+    Up,
+    /// Heard in both directions, but badly: loss or delay.
+    Degraded,
+    /// The peer is heard and does not hear.
+    Deaf,
+    /// The peer is not heard and hears.
+    Mute,
+    /// Neither direction is known to carry anything.
+    Down,
 }
 
 /// Why bytes are no heartbeat.
@@ -69,44 +172,53 @@ pub enum DecodeError {
     #[error("a heartbeat has bytes after its last field")]
     Trailing,
     /// A list is longer than allowed.
-    #[error("a heartbeat lists {0} entries, more than {ENTRIES_MAX}")]
-    TooMany(usize),
+    #[error("a heartbeat lists {0} entries, more than {1}")]
+    TooMany(usize, usize),
     /// A flag is set that this version does not know.
     #[error("a heartbeat has unknown flags {0:#04x}")]
     Flags(u8),
+    /// A number does not fit its field.
+    #[error("a heartbeat has a number that is too large for its field")]
+    Number,
+    /// A claim is of a kind that this version does not know.
+    #[error("a heartbeat makes a claim of unknown kind {0}")]
+    Claim(u8),
 }
 
 impl Heartbeat {
-    /// Appends the frame to `out`. Entries beyond [`ENTRIES_MAX`] are left out; the next heartbeat carries the
-    /// same lists, so nothing depends on one frame holding all.
+    /// Appends the frame to `out`. Entries beyond the limits are left out; rumours are repeated, so nothing
+    /// depends on one frame holding all.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let flags = match self.echo {
-            None => 0,
-            Some(Echo { granted: false, .. }) => FLAG_ECHO,
-            Some(Echo { granted: true, .. }) => FLAG_ECHO | FLAG_GRANTED,
-        };
-        out.extend_from_slice(&[VERSION, flags]);
-        out.extend_from_slice(&self.interval_ms.to_le_bytes());
-        for number in
-            [self.sequence, self.sent_at.as_nanos(), self.boot, self.challenge, self.view.0, self.free_bytes]
-        {
-            out.extend_from_slice(&number.to_le_bytes());
+        let granted = self.rider.as_ref().is_some_and(|rider| rider.granted);
+        let flags = [
+            (self.echo.is_some(), FLAG_ECHO),
+            (self.boot.is_some(), FLAG_BOOT),
+            (!self.rumours.is_empty(), FLAG_RUMOURS),
+            (self.rider.is_some(), FLAG_RIDER),
+            (granted, FLAG_GRANTED),
+            (self.goodbye, FLAG_GOODBYE),
+            (self.sparse, FLAG_SPARSE),
+        ];
+        let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
+        out.extend_from_slice(&[VERSION, flags, self.hears]);
+        number(out, self.sequence);
+        number(out, self.sent_at.as_nanos() / 1_000);
+        number(out, u64::from(self.interval_ms));
+        out.extend_from_slice(&self.challenge.to_le_bytes());
+        if let Some(boot) = self.boot {
+            out.extend_from_slice(&boot.to_le_bytes());
         }
         if let Some(echo) = self.echo {
-            out.extend_from_slice(&echo.sent_at.as_nanos().to_le_bytes());
-            let held = u64::try_from(echo.held.as_nanos()).unwrap_or(u64::MAX);
-            out.extend_from_slice(&held.to_le_bytes());
+            number(out, echo.sent_at.as_nanos() / 1_000);
+            number(out, u64::try_from(echo.held.as_micros()).unwrap_or(u64::MAX));
         }
-        let suspects = self.suspects.iter().take(ENTRIES_MAX);
-        out.push(u8::try_from(suspects.len()).expect("ENTRIES_MAX fits a byte"));
-        for node in suspects {
-            out.extend_from_slice(&node.0.to_le_bytes());
+        if !self.rumours.is_empty() {
+            let rumours = self.rumours.iter().take(RUMOURS_MAX);
+            out.push(u8::try_from(rumours.len()).expect("RUMOURS_MAX fits a byte"));
+            rumours.for_each(|rumour| rumour.encode(out));
         }
-        let fenced = self.fenced.iter().take(ENTRIES_MAX);
-        out.push(u8::try_from(fenced.len()).expect("ENTRIES_MAX fits a byte"));
-        for (node, view) in fenced {
-            out.extend_from_slice(&node.0.to_le_bytes());
-            out.extend_from_slice(&view.0.to_le_bytes());
+        if let Some(rider) = &self.rider {
+            rider.encode(out);
         }
     }
 
@@ -121,41 +233,146 @@ impl Heartbeat {
             return Err(DecodeError::Version(version));
         }
         let flags = reader.u8()?;
-        if flags & !(FLAG_ECHO | FLAG_GRANTED) != 0 || flags == FLAG_GRANTED {
+        let has = |flag: u8| flags & flag != 0;
+        if flags >= FLAG_SPARSE * 2 || (has(FLAG_GRANTED) && !(has(FLAG_RIDER) && has(FLAG_ECHO))) {
             return Err(DecodeError::Flags(flags));
         }
-        let interval_ms = u16::from_le_bytes(reader.array()?);
-        let sequence = reader.u64()?;
-        let sent_at = Time::from_nanos(reader.u64()?);
-        let boot = reader.u64()?;
-        let challenge = reader.u64()?;
-        let view = ViewId(reader.u64()?);
-        let free_bytes = reader.u64()?;
-        let echo = if flags & FLAG_ECHO == 0 {
-            None
+        let hears = reader.u8()?;
+        let sequence = reader.number()?;
+        let sent_at = reader.time()?;
+        let interval_ms = reader.small()?;
+        let challenge = u64::from_le_bytes(reader.array()?);
+        let boot = if has(FLAG_BOOT) { Some(u64::from_le_bytes(reader.array()?)) } else { None };
+        let echo = if has(FLAG_ECHO) {
+            Some(Echo { sent_at: reader.time()?, held: Duration::from_micros(reader.number()?) })
         } else {
-            let sent_at = Time::from_nanos(reader.u64()?);
-            let held = Duration::from_nanos(reader.u64()?);
-            Some(Echo { sent_at, held, granted: flags & FLAG_GRANTED != 0 })
+            None
         };
-        let suspects = reader.list(|reader| reader.node())?;
-        let fenced = reader.list(|reader| Ok((reader.node()?, ViewId(reader.u64()?))))?;
+        let rumours = if has(FLAG_RUMOURS) { reader.list(RUMOURS_MAX, Rumour::decode)? } else { Vec::new() };
+        let rider = if has(FLAG_RIDER) { Some(Rider::decode(&mut reader, has(FLAG_GRANTED))?) } else { None };
         if !reader.bytes.is_empty() {
             return Err(DecodeError::Trailing);
         }
+        let (goodbye, sparse) = (has(FLAG_GOODBYE), has(FLAG_SPARSE));
         Ok(Heartbeat {
             sequence,
             sent_at,
             interval_ms,
             boot,
             challenge,
-            view,
-            free_bytes,
             echo,
-            suspects,
-            fenced,
+            hears,
+            goodbye,
+            sparse,
+            rumours,
+            rider,
         })
     }
+}
+
+impl Rider {
+    fn encode(&self, out: &mut Vec<u8>) {
+        number(out, self.view.0);
+        number(out, self.free_bytes);
+        let fenced = self.fenced.iter().take(FENCES_MAX);
+        out.push(u8::try_from(fenced.len()).expect("FENCES_MAX fits a byte"));
+        for (node, view) in fenced {
+            out.extend_from_slice(&node.0.to_le_bytes());
+            number(out, view.0);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>, granted: bool) -> Result<Rider, DecodeError> {
+        Ok(Rider {
+            view: ViewId(reader.number()?),
+            free_bytes: reader.number()?,
+            granted,
+            fenced: reader.list(FENCES_MAX, |reader| Ok((reader.node()?, ViewId(reader.number()?))))?,
+        })
+    }
+}
+
+impl Rumour {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.observer.0.to_le_bytes());
+        out.extend_from_slice(&self.subject.0.to_le_bytes());
+        number(out, self.incarnation.0);
+        number(out, self.version);
+        match self.claim {
+            Claim::Well => out.push(0),
+            Claim::Alive { last_sequence } => {
+                out.push(1);
+                number(out, last_sequence);
+            }
+            Claim::Link { network, state, loss_permille } => {
+                out.extend_from_slice(&[2, state as u8]);
+                number(out, u64::from(network.0));
+                number(out, u64::from(loss_permille));
+            }
+            Claim::Down { why, last_sequence, silent_ms } => {
+                out.extend_from_slice(&[3, why as u8]);
+                number(out, last_sequence);
+                number(out, u64::from(silent_ms));
+            }
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Rumour, DecodeError> {
+        let (observer, subject) = (reader.node()?, reader.node()?);
+        let incarnation = Incarnation(reader.number()?);
+        let version = reader.number()?;
+        let claim = match reader.u8()? {
+            0 => Claim::Well,
+            1 => Claim::Alive { last_sequence: reader.number()? },
+            2 => {
+                let state = reader.u8()?;
+                let state = LinkState::ALL.get(usize::from(state)).ok_or(DecodeError::Claim(state))?;
+                Claim::Link {
+                    network: NetworkId(reader.small()?),
+                    state: *state,
+                    loss_permille: reader.small()?,
+                }
+            }
+            3 => {
+                let why = reader.u8()?;
+                let why = Why::ALL.get(usize::from(why)).ok_or(DecodeError::Claim(why))?;
+                Claim::Down { why: *why, last_sequence: reader.number()?, silent_ms: reader.small()? }
+            }
+            other => return Err(DecodeError::Claim(other)),
+        };
+        Ok(Rumour { observer, subject, incarnation, version, claim })
+    }
+}
+
+impl Why {
+    /// Every reason, in the order of its number on the wire.
+    pub const ALL: [Why; 5] = [Why::Silent, Why::Stalled, Why::Crashed, Why::Left, Why::Deaf];
+}
+
+impl LinkState {
+    /// Every state, in the order of its number on the wire.
+    pub const ALL: [LinkState; 6] = [
+        LinkState::Unknown,
+        LinkState::Up,
+        LinkState::Degraded,
+        LinkState::Deaf,
+        LinkState::Mute,
+        LinkState::Down,
+    ];
+
+    /// Whether heartbeats go both ways.
+    #[must_use]
+    pub fn carries(self) -> bool {
+        matches!(self, LinkState::Up | LinkState::Degraded)
+    }
+}
+
+fn number(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(u8::try_from(value & 0x7f).expect("seven bits") | 0x80);
+        value >>= 7;
+    }
+    out.push(u8::try_from(value).expect("seven bits"));
 }
 
 struct Reader<'a> {
@@ -173,8 +390,29 @@ impl Reader<'_> {
         self.array().map(|[byte]| byte)
     }
 
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        self.array().map(u64::from_le_bytes)
+    fn number(&mut self) -> Result<u64, DecodeError> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits {
+                return Err(DecodeError::Number);
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(DecodeError::Number)
+    }
+
+    fn small<T: TryFrom<u64>>(&mut self) -> Result<T, DecodeError> {
+        T::try_from(self.number()?).map_err(|_| DecodeError::Number)
+    }
+
+    fn time(&mut self) -> Result<Time, DecodeError> {
+        let micros = self.number()?;
+        micros.checked_mul(1_000).map(Time::from_nanos).ok_or(DecodeError::Number)
     }
 
     fn node(&mut self) -> Result<NodeId, DecodeError> {
@@ -183,11 +421,12 @@ impl Reader<'_> {
 
     fn list<T>(
         &mut self,
+        max: usize,
         mut entry: impl FnMut(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Vec<T>, DecodeError> {
         let count = usize::from(self.u8()?);
-        if count > ENTRIES_MAX {
-            return Err(DecodeError::TooMany(count));
+        if count > max {
+            return Err(DecodeError::TooMany(count, max));
         }
         (0..count).map(|_| entry(self)).collect()
     }
@@ -199,33 +438,74 @@ mod tests {
 
     use super::*;
 
+    fn claims() -> impl Strategy<Value = Claim> {
+        prop_oneof![
+            Just(Claim::Well),
+            any::<u64>().prop_map(|last_sequence| Claim::Alive { last_sequence }),
+            (0..Why::ALL.len(), any::<u64>(), any::<u32>()).prop_map(|(why, last_sequence, silent_ms)| {
+                Claim::Down { why: Why::ALL[why], last_sequence, silent_ms }
+            }),
+            (any::<u16>(), 0..LinkState::ALL.len(), any::<u16>()).prop_map(
+                |(network, state, loss_permille)| Claim::Link {
+                    network: NetworkId(network),
+                    state: LinkState::ALL[state],
+                    loss_permille,
+                }
+            ),
+        ]
+    }
+
+    fn rumours() -> impl Strategy<Value = Rumour> {
+        (any::<[u128; 2]>(), any::<[u64; 2]>(), claims()).prop_map(
+            |([observer, subject], [incarnation, version], claim)| Rumour {
+                observer: NodeId(observer),
+                subject: NodeId(subject),
+                incarnation: Incarnation(incarnation),
+                version,
+                claim,
+            },
+        )
+    }
+
+    fn riders() -> impl Strategy<Value = Rider> {
+        let fenced = proptest::collection::vec((any::<u128>(), any::<u64>()), 0..=FENCES_MAX);
+        (any::<[u64; 2]>(), any::<bool>(), fenced).prop_map(|([view, free_bytes], granted, fenced)| Rider {
+            view: ViewId(view),
+            free_bytes,
+            granted,
+            fenced: fenced.into_iter().map(|(node, view)| (NodeId(node), ViewId(view))).collect(),
+        })
+    }
+
     fn heartbeats() -> impl Strategy<Value = Heartbeat> {
-        let echo = proptest::option::of((any::<u64>(), any::<u64>(), any::<bool>()));
-        let suspects = proptest::collection::vec(any::<u128>().prop_map(NodeId), 0..=ENTRIES_MAX);
-        let fenced = proptest::collection::vec((any::<u128>(), any::<u64>()), 0..=ENTRIES_MAX);
-        (any::<[u64; 6]>(), any::<u16>(), echo, suspects, fenced).prop_map(
+        let micros = 0..u64::MAX / 1_000;
+        let echo = proptest::option::of((micros.clone(), any::<u32>()));
+        let rumours = proptest::collection::vec(rumours(), 0..=RUMOURS_MAX);
+        let numbers = (any::<u64>(), micros, any::<u16>(), any::<u64>(), any::<u8>(), any::<[bool; 2]>());
+        let options = (proptest::option::of(any::<u64>()), echo, proptest::option::of(riders()));
+        (numbers, options, rumours).prop_map(
             |(
-                [sequence, sent_at, boot, challenge, view, free_bytes],
-                interval_ms,
-                echo,
-                suspects,
-                fenced,
+                (sequence, sent_at, interval_ms, challenge, hears, [goodbye, sparse]),
+                (boot, echo, rider),
+                rumours,
             )| {
+                let echo = echo.map(|(sent_at, held)| Echo {
+                    sent_at: Time::from_nanos(sent_at * 1_000),
+                    held: Duration::from_micros(u64::from(held)),
+                });
+                let rider = rider.map(|rider| Rider { granted: rider.granted && echo.is_some(), ..rider });
                 Heartbeat {
                     sequence,
-                    sent_at: Time::from_nanos(sent_at),
+                    sent_at: Time::from_nanos(sent_at * 1_000),
                     interval_ms,
                     boot,
                     challenge,
-                    view: ViewId(view),
-                    free_bytes,
-                    echo: echo.map(|(sent_at, held, granted)| Echo {
-                        sent_at: Time::from_nanos(sent_at),
-                        held: Duration::from_nanos(held),
-                        granted,
-                    }),
-                    suspects,
-                    fenced: fenced.into_iter().map(|(node, view)| (NodeId(node), ViewId(view))).collect(),
+                    echo,
+                    hears,
+                    goodbye,
+                    sparse,
+                    rumours,
+                    rider,
                 }
             },
         )

@@ -13,7 +13,7 @@ use steadfast_proto::catalog::{
     Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
     Restart, Root, View, ViewReason,
 };
-use steadfast_proto::detect::{self, Opinion};
+use steadfast_proto::detect::{self, Evidence, Opinion, Subject};
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId};
 use steadfast_proto::lease::FREEZE_MAX;
 use steadfast_proto::machine::Machine;
@@ -85,7 +85,7 @@ impl World {
             ["cluster", count] => self.cluster(count.parse().expect("a number of nodes")),
             ["run", container, "on", node] => self.run(container, host(node)),
             ["wait", ms] => self.wait(ms.parse().expect("a number of milliseconds")),
-            ["kill-agent", node] => self.hosts[host(node)].agent = None,
+            ["kill-agent", node] => self.kill_agent(host(node)),
             ["start-agent", node] => self.start(host(node)),
             ["power-off", node] => self.power_off(host(node)),
             ["power-on", node] => {
@@ -185,6 +185,18 @@ impl World {
         self.step(host, Input::Synced);
     }
 
+    /// The agent ends and its machine's kernel says so to those that hold a connection.
+    fn kill_agent(&mut self, host: usize) {
+        let incarnation = Incarnation(self.hosts[host].starts);
+        self.hosts[host].agent = None;
+        let (peer, at, evidence) = (id(host), self.now(), Evidence::Gone);
+        for other in (0..self.hosts.len()).filter(|other| *other != host) {
+            if self.side[other] == self.side[host] {
+                self.step(other, Input::Testified { peer, incarnation, evidence, at });
+            }
+        }
+    }
+
     fn power_off(&mut self, host: usize) {
         self.hosts[host] = Host { starts: self.hosts[host].starts, ..Host::default() };
     }
@@ -262,9 +274,9 @@ impl World {
     fn tell(&mut self, host: usize, event: &Event) {
         let who = name(id(host));
         match event {
-            Event::Opinion(Opinion::Suspected { peer, silent, timeout, .. }) => {
-                let (silent, timeout) = (silent.as_millis(), timeout.as_millis());
-                self.say(&format!("{who} suspects {}, silent {silent} ms of {timeout} ms", name(*peer)));
+            Event::Opinion(Opinion::Suspected { peer, silent, limit, .. }) => {
+                let (silent, limit) = (silent.as_millis(), limit.as_millis());
+                self.say(&format!("{who} suspects {}, silent {silent} ms of {limit} ms", name(*peer)));
             }
             Event::Opinion(Opinion::Cleared(peer)) => self.say(&format!("{who} hears {} again", name(*peer))),
             Event::Opinion(Opinion::Isolated) => self.say(&format!("{who} is isolated")),
@@ -275,11 +287,18 @@ impl World {
             Event::CheckpointFailed { reason, .. } => {
                 self.say(&format!("{who}: checkpoint failed: {reason}"))
             }
+            Event::Opinion(Opinion::Verdict(verdict)) => {
+                self.say(&format!("{who} concludes {:?} of {}", verdict.class, subject(&verdict.subject)));
+            }
+            Event::Opinion(Opinion::Over(verdict)) => {
+                self.say(&format!(
+                    "{who} no longer concludes {:?} of {}",
+                    verdict.class,
+                    subject(&verdict.subject)
+                ));
+            }
             Event::Opinion(
-                Opinion::LinkSuspected(..)
-                | Opinion::LinkCleared(..)
-                | Opinion::NetworkSuspected(_)
-                | Opinion::NetworkCleared(_),
+                Opinion::Link { .. } | Opinion::NetworkSuspected { .. } | Opinion::NetworkCleared(_),
             )
             | Event::Installed(_)
             | Event::Moved { .. }
@@ -480,4 +499,14 @@ fn a_host_that_boots_again_owns_nothing_and_is_a_member() {
 #[test]
 fn a_container_whose_last_copy_is_gone_is_lost() {
     check("last-copy-lost.txt");
+}
+
+fn subject(subject: &Subject) -> String {
+    match subject {
+        Subject::Node(node) => name(*node),
+        Subject::Nodes(nodes) => names(nodes.iter()),
+        Subject::NodeNetwork(node, network) => format!("{} on {}", name(*node), network.0),
+        Subject::Network(network) => format!("network {}", network.0),
+        Subject::Link { low, high, network } => format!("{}-{} on {}", name(*low), name(*high), network.0),
+    }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use steadfast_proto::catalog::Exit;
-use steadfast_proto::detect;
+use steadfast_proto::detect::{self, Evidence};
 use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
 use steadfast_proto::machine::Machine;
 use steadfast_proto::node::{Batch, Event as Published, Input, Job, Node, Settings};
@@ -91,6 +91,9 @@ impl World {
         let Some(agent) = self.hosts[host].agent.take() else { return };
         self.trace.line(self.now, Some(host), "agent", || "is killed".to_owned());
         self.hosts[host].durable = agent.applied;
+        if self.hosts[host].powered {
+            self.testify_end(host);
+        }
         for row in agent.bringing.into_values() {
             if self.hosts[host].powered && self.random.chance(0.5) {
                 let _ = self.bring_up(host, &row);
@@ -249,6 +252,9 @@ impl World {
         for (to, network, heartbeat) in batch.send.drain(..) {
             self.send(host, to, network, heartbeat);
         }
+        for peer in batch.probe.drain(..) {
+            self.probe(host, life, peer);
+        }
         for proposal in batch.propose.drain(..) {
             let delay = self.random.around(self.scenario.commit) + self.scenario.delay;
             self.after(delay, Event::Propose { host, life, proposal: Box::new(proposal), tries: 0 });
@@ -291,6 +297,55 @@ impl World {
                 Event::Datagram { to, from, network, incarnation, received_at: None, heartbeat },
             );
         }
+    }
+
+    /// Asks the kernel of a peer, which answers although its agent may not, if the way there and back is free.
+    fn probe(&mut self, host: usize, life: u64, peer: NodeId) {
+        let Some(to) = self.index_of(peer) else { return };
+        let networks: Vec<u16> = self.networks.all().collect();
+        let ways: Vec<u64> = (networks.into_iter())
+            .filter_map(|network| {
+                let there = self.networks.transit((network, host, to), &self.scenario, &mut self.random)?;
+                let back = self.networks.transit((network, to, host), &self.scenario, &mut self.random)?;
+                Some(there + back)
+            })
+            .collect();
+        let there = &self.hosts[to];
+        let incarnation = there.incarnation;
+        let answer = match (there.powered, ways.iter().min()) {
+            (true, Some(delay)) if there.agent.is_some() => (*delay, Evidence::Acknowledges),
+            (true, Some(delay)) => (*delay, Evidence::Gone),
+            (false, _) | (true, None) => (200 * MS, Evidence::Unreachable),
+        };
+        self.testify(host, life, peer, incarnation, answer);
+    }
+
+    /// The kernel of `of` ends the connections of the agent that was there.
+    pub(crate) fn testify_end(&mut self, of: usize) {
+        let (peer, incarnation) = (self.hosts[of].node, self.hosts[of].incarnation);
+        for host in 0..self.hosts.len() {
+            let Some(life) = self.hosts[host].agent.as_ref().map(|agent| agent.life) else { continue };
+            let networks: Vec<u16> = self.networks.all().collect();
+            let delays = networks.into_iter().filter_map(|network| {
+                self.networks.transit((network, of, host), &self.scenario, &mut self.random)
+            });
+            if let Some(delay) = delays.min() {
+                self.testify(host, life, peer, incarnation, (delay, Evidence::Gone));
+            }
+        }
+    }
+
+    fn testify(
+        &mut self,
+        host: usize,
+        life: u64,
+        peer: NodeId,
+        incarnation: Incarnation,
+        (delay, evidence): (u64, Evidence),
+    ) {
+        let at = self.hosts[host].clock.read(self.now + delay);
+        let input = Box::new(Input::Testified { peer, incarnation, evidence, at });
+        self.after(delay, Event::Input { host, life, input });
     }
 
     fn run_job(&mut self, host: usize, life: u64, id: steadfast_proto::node::JobId, job: Job) {
@@ -361,12 +416,13 @@ fn empty_heartbeat() -> Heartbeat {
         sequence: 0,
         sent_at: Time::ZERO,
         interval_ms: 0,
-        boot: 0,
+        boot: None,
         challenge: 0,
-        view: steadfast_proto::ids::ViewId(0),
-        free_bytes: 0,
         echo: None,
-        suspects: Vec::new(),
-        fenced: Vec::new(),
+        hears: 0,
+        goodbye: false,
+        sparse: false,
+        rumours: Vec::new(),
+        rider: None,
     }
 }

@@ -5,6 +5,7 @@
 //! it. Read [`run`] for the two phases of a seed, then [`world`], then the checkers, one invariant each.
 
 pub mod checkers;
+pub mod detection;
 pub mod run;
 pub mod scenario;
 pub mod world;

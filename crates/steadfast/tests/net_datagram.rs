@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use steadfast::identity::ClusterKey;
 use steadfast::net::datagram::{self, Sent};
-use steadfast::net::seal::{Opener, Sealer};
+use steadfast::net::seal::{Form, Opener, Sealer};
 use steadfast_proto::ids::{ClusterId, Incarnation, NetworkId, NodeId};
 
 const FRONT: NetworkId = NetworkId(0);
@@ -29,7 +29,9 @@ async fn sealed_datagrams_arrive_on_their_network_with_a_date() {
     for round in 0..100_u32 {
         for network in [FRONT, BACK] {
             bytes.clear();
-            sealer.seal(network, &round.to_le_bytes(), &mut bytes).unwrap();
+            let form = if round == 0 { Form::Introduction } else { Form::Short };
+            sealer.seal(network, form, &round.to_le_bytes(), &mut bytes).unwrap();
+            assert_eq!(bytes.len(), form.overhead() + 4);
             let address = to.local_address(network).unwrap();
             assert_eq!(sender.send(network, address, &bytes), Sent::Yes);
         }

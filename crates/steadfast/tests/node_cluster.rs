@@ -120,6 +120,7 @@ impl Nodes {
             catalog: Arc::new(catalog),
             worker: Arc::new(worker),
             runtime: tokio::runtime::Handle::current(),
+            watch: None,
         })
         .unwrap();
         handle.memory(1 << 30, BTreeSet::new());
@@ -240,7 +241,7 @@ async fn a_lost_nodes_container_goes_on_elsewhere_and_the_node_comes_back() {
     let asked = nodes.handle(3).checkpoint(CONTAINER).await.unwrap();
     assert!(asked.number >= 1, "a checkpoint on request is committed");
 
-    nodes.handle(3).stop();
+    nodes.handle(3).stop().await;
     nodes.cluster.kill(3).await;
     nodes.wait_members(1, &[1, 2]).await;
     nodes

@@ -34,6 +34,8 @@ pub struct Founded {
 pub async fn init(config: &Config, name: &str, lease: Duration) -> Result<Founded, Failure> {
     let name = units::name(name)
         .map_err(|message| Failure::new(Code::NameInvalid, format!("the cluster's name {message}")))?;
+    crate::config::detect::check_lease(&config.detect, lease)
+        .map_err(|message| Failure::new(Code::ConfigInvalid, message))?;
     let mut identity = state::open(&config.data)?;
     state::refuse_member(&identity)?;
     let cluster = ClusterId(uuid::Uuid::new_v4().as_u128());
@@ -101,6 +103,16 @@ mod tests {
         let refused = init_now(&config(&data), "My Cluster").unwrap_err();
         assert_eq!(refused.code, Code::NameInvalid);
         assert!(!data.exists());
+    }
+
+    #[test]
+    fn a_lease_that_heartbeats_cannot_keep_is_refused_before_anything_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(&folder.path().join("data"));
+        config.detect.interval = Duration::from_secs(1);
+        let refused = init_now(&config, "home").unwrap_err();
+        assert_eq!(refused.code, Code::ConfigInvalid);
+        assert!(refused.message.contains("at least 3s") && !config.data.exists(), "{refused}");
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub(crate) fn stream(agent: Arc<Agent>, accepted: Accepted) -> BoxFuture<()> {
         let router = match accepted.protocol {
             Protocol::Api => crate::api::server::router(agent),
             Protocol::Join => join_router(agent),
-            Protocol::Rpc => return,
+            Protocol::Rpc | Protocol::Watch => return,
         };
         serve(accepted.stream, router).await;
     })

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 
 use steadfast_container::criu::{self, find};
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
+
+/// Why an observer runs no containers.
+pub(crate) const OBSERVES: &str = "it only observes (mode = \"observe\" in its configuration)";
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +27,11 @@ pub(crate) struct Machine {
     pub(crate) why_not: Option<String>,
 }
 
-/// Looks at this machine.
+/// Looks at this machine; an observer's is of no concern.
 pub(crate) fn look(config: &Config) -> Machine {
+    if config.mode == Mode::Observe {
+        return Machine { why_not: Some(OBSERVES.to_owned()), ..Machine::default() };
+    }
     match usable(config) {
         Ok(machine) => machine,
         Err(why_not) => Machine { why_not: Some(why_not), ..Machine::default() },

@@ -23,7 +23,7 @@ use tokio::task::spawn_blocking;
 
 use super::rows::Rows;
 use crate::codes::Code;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::failure::{Failure, disk};
 use crate::units::human_size;
 
@@ -40,7 +40,8 @@ pub(crate) struct Memory {
 }
 
 struct Inner {
-    pool: Pool,
+    /// What this node lends; an observer lends nothing.
+    pool: Option<Pool>,
     peers: Peers,
     own: NodeId,
     keys: Vec<ClusterKey>,
@@ -63,15 +64,10 @@ impl Memory {
         services: &Services,
         peers: &Peers,
     ) -> Result<Memory, Failure> {
-        let (folder, budget) = (config.memory_folder.clone(), config.memory_bytes);
-        std::fs::create_dir_all(&folder).map_err(|error| disk("make the folder", &folder, &error))?;
-        let opened = spawn_blocking(move || Pool::open(&folder, budget)).await;
-        let opened = opened.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-        let pool = opened.map_err(|error| pool_failure(&error))?;
-        for damage in pool.damage() {
-            tracing::warn!(?damage, "checkpoint memory was damaged; the damaged part was dropped");
-        }
-        memory::register(services, &pool);
+        let pool = match config.mode {
+            Mode::Agent => Some(open_pool(config, services).await?),
+            Mode::Observe => None,
+        };
         let inner = Inner {
             pool,
             peers: peers.clone(),
@@ -96,12 +92,13 @@ impl Memory {
         // Attached once, at the start.
         let _ = self.inner.node.set(node);
         self.tell().await;
+        let Some(pool) = self.inner.pool.clone() else { return };
         let memory = self.clone();
         tokio::spawn(async move {
             let mut every = tokio::time::interval(EXPIRE_EVERY);
             loop {
                 every.tick().await;
-                let pool = memory.inner.pool.clone();
+                let pool = pool.clone();
                 if spawn_blocking(move || pool.expire(steadfast::net::datagram::now())).await.is_err() {
                     return;
                 }
@@ -112,13 +109,13 @@ impl Memory {
 
     /// The manifests that are held whole.
     pub(crate) async fn held(&self) -> BTreeSet<Digest> {
-        let pool = self.inner.pool.clone();
+        let Some(pool) = self.inner.pool.clone() else { return BTreeSet::new() };
         let sealed = spawn_blocking(move || pool.sealed()).await.unwrap_or_default();
         sealed.into_iter().map(|sealed| sealed.manifest).collect()
     }
 
     async fn tell(&self) {
-        let pool = self.inner.pool.clone();
+        let Some(pool) = self.inner.pool.clone() else { return };
         let looked = spawn_blocking(move || (pool.usage().free, pool.sealed())).await;
         let (Ok((free, sealed)), Some(node)) = (looked, self.inner.node.get()) else { return };
         node.memory(free, sealed.into_iter().map(|sealed| sealed.manifest).collect());
@@ -126,8 +123,8 @@ impl Memory {
 
     /// Frees what the committed rows do not need.
     pub(crate) async fn collect(&self, rows: &Rows) {
+        let Some(pool) = self.inner.pool.clone() else { return };
         let Some((revision, live)) = live(rows) else { return };
-        let pool = self.inner.pool.clone();
         match spawn_blocking(move || pool.retain(revision, &live)).await {
             Ok(freed) if freed.manifests > 0 => tracing::debug!(?freed, "checkpoint memory freed"),
             Ok(_) | Err(_) => {}
@@ -180,7 +177,7 @@ impl Memory {
             keys: self.inner.keys.clone(),
             into: into.to_path_buf(),
         };
-        let fetched = memory::fetch(request, Some(&self.inner.pool), &self.inner.peers).await;
+        let fetched = memory::fetch(request, self.inner.pool.as_ref(), &self.inner.peers).await;
         let fetched = fetched.map_err(|error: FetchError| error.to_string())?;
         tracing::info!(
             number = checkpoint.number,
@@ -191,6 +188,19 @@ impl Memory {
         serde_json::from_slice(&fetched.manifest.meta)
             .map_err(|error| format!("the checkpoint's description can't be read: {error}"))
     }
+}
+
+async fn open_pool(config: &Config, services: &Services) -> Result<Pool, Failure> {
+    let (folder, budget) = (config.memory_folder.clone(), config.memory_bytes);
+    std::fs::create_dir_all(&folder).map_err(|error| disk("make the folder", &folder, &error))?;
+    let opened = spawn_blocking(move || Pool::open(&folder, budget)).await;
+    let opened = opened.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    let pool = opened.map_err(|error| pool_failure(&error))?;
+    for damage in pool.damage() {
+        tracing::warn!(?damage, "checkpoint memory was damaged; the damaged part was dropped");
+    }
+    memory::register(services, &pool);
+    Ok(pool)
 }
 
 /// What the committed rows, as this node has them, need kept; `None` when one can't be read, so nothing may be freed.

@@ -13,6 +13,7 @@ pub mod found;
 pub mod fuzzing;
 mod holders;
 pub mod join;
+mod links;
 mod listen;
 mod logs;
 mod machine;
@@ -23,6 +24,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod verbs;
+mod verdicts;
 mod worker;
 
 use std::net::SocketAddr;
@@ -36,7 +38,7 @@ use steadfast::identity::{Identity, Membership};
 use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
-use steadfast::node::{NodeHandle, Parts};
+use steadfast::node::{NodeHandle, Parts, WatchParts};
 use steadfast_proto::catalog::{Key, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
@@ -46,12 +48,13 @@ use self::admit::Inviter;
 use self::catalog::PeersTransport;
 use self::containers::Containers;
 pub(crate) use self::containers::spec as container_spec;
+pub(crate) use self::links::Registration;
 pub(crate) use self::machine::on_path;
 use self::memory::Memory;
 use self::rows::Rows;
 use self::state::State;
 use crate::codes::Code;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::failure::Failure;
 
 /// How often a node without a cluster looks whether it has one.
@@ -65,8 +68,11 @@ pub struct Agent {
     pub(crate) embedded: Embedded,
     pub(crate) peers: Peers,
     pub(crate) node: NodeHandle,
+    pub(crate) board: links::Board,
     pub(crate) memory: Memory,
     pub(crate) containers: Option<Arc<Containers>>,
+    /// Whether it takes part in nothing that concerns containers.
+    pub(crate) observes: bool,
     pub(crate) why_no_containers: Option<String>,
     pub(crate) inviter: Inviter,
 }
@@ -81,6 +87,11 @@ impl Agent {
     /// A node's name, by this node's copy of the catalog.
     pub(crate) fn node_name(&self, id: NodeId) -> String {
         crate::api::convert::node_name(&self.rows.names(), id)
+    }
+
+    /// The networks' names, in the order of their numbers.
+    pub(crate) fn network_names(&self) -> Vec<String> {
+        self.networks.iter().map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -103,7 +114,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     // Systemd may be absent.
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!("the agent ends; its containers go on until their lease is over");
-    agent.node.stop();
+    agent.node.stop().await;
     agent.embedded.shutdown().await;
     outcome
 }
@@ -149,14 +160,11 @@ impl Started {
 }
 
 async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> {
-    let membership = identity
-        .membership()
-        .cloned()
-        .ok_or_else(|| Failure::new(Code::NotConfigured, "this node belongs to no cluster"))?;
-    let state = State::of(&membership);
-    let id = identity.node();
-    let networks: Vec<(String, SocketAddr)> =
-        config.networks.iter().map(|network| (network.name.clone(), network.address)).collect();
+    let Some(membership) = identity.membership().cloned() else {
+        return Err(Failure::new(Code::NotConfigured, "this node belongs to no cluster"));
+    };
+    let (state, id) = (State::of(&membership), identity.node());
+    let networks = config.addresses();
     let credentials = credentials(id, &membership)?;
     let peers = Peers::new(credentials.clone());
     let services = Services::new(Limits::default());
@@ -181,6 +189,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let memory = Memory::open(config, &membership, id, &services, &peers).await?;
     let why_no_containers = machine.why_not.clone();
     let containers = open_containers(config, &machine, id, &rows).await?;
+    let incarnation = identity.incarnation();
     let identity = Arc::new(Mutex::new(Some(identity)));
     let worker = worker::Worker {
         containers: containers.clone(),
@@ -191,8 +200,12 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         machine,
         runtime: tokio::runtime::Handle::current(),
     };
-    let node = steadfast::node::spawn(parts(&identity, &membership, &networks, &embedded, worker)?)
+    let watch = WatchParts { credentials: credentials.clone(), services: services.clone() };
+    let parts = parts(&identity, &membership, config, &embedded, worker, watch)?;
+    let node = steadfast::node::spawn(parts)
         .map_err(|error| Failure::new(Code::NetworkFailed, error.to_string()))?;
+    let board = links::Board::new(incarnation);
+    tokio::spawn(board.clone().follow(node.clone(), networks.len()));
     memory.attach(node.clone()).await;
     match &containers {
         Some(containers) => containers.attach(node.clone()).await?,
@@ -205,8 +218,10 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         embedded,
         peers,
         node,
+        board,
         memory,
         containers,
+        observes: config.mode == Mode::Observe,
         why_no_containers,
         inviter,
     });
@@ -224,6 +239,10 @@ async fn open_containers(
 ) -> Result<Option<Arc<Containers>>, Failure> {
     match &machine.why_not {
         None => Containers::open(config, machine, id, rows.clone()).await.map(Some),
+        Some(_) if config.mode == Mode::Observe => {
+            tracing::info!("this node observes: it takes part in membership, detection, links and events");
+            Ok(None)
+        }
         Some(why) => {
             tracing::warn!(why, "this node runs no containers");
             Ok(None)
@@ -234,9 +253,10 @@ async fn open_containers(
 fn parts(
     identity: &Arc<Mutex<Option<Identity>>>,
     membership: &Membership,
-    networks: &[(String, SocketAddr)],
+    config: &Config,
     embedded: &Embedded,
     worker: worker::Worker,
+    watch: WatchParts,
 ) -> Result<Parts, Failure> {
     let guard = identity.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let identity = guard.as_ref().ok_or_else(|| Failure::new(Code::Internal, "the identity is gone"))?;
@@ -248,18 +268,19 @@ fn parts(
         incarnation: identity.incarnation(),
         boot,
         networks: Vec::new(),
-        detect: steadfast_proto::detect::Settings::default(),
+        detect: config.detect.clone(),
         boot_unix_ms: u64::try_from(unix.saturating_sub(since_boot).as_millis()).unwrap_or_default(),
     };
     Ok(Parts {
         settings,
-        addresses: networks.to_vec(),
+        addresses: config.addresses(),
         cluster: membership.cluster_id(),
         keys: membership.cluster_keys.clone(),
         boot_salt: identity.salt(),
         catalog: Arc::new(embedded.clone()),
         worker: Arc::new(worker),
         runtime: tokio::runtime::Handle::current(),
+        watch: Some(watch),
     })
 }
 

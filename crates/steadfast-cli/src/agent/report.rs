@@ -3,20 +3,21 @@
 //! Reads only. Status answers without a quorum, from what this node knows; lists that name rows say so when there is
 //! none by being as old as this node's copy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use steadfast::catalog::{Catalog, CatalogStatus};
 use steadfast::node::Noticed;
 use steadfast_proto::catalog::{ClusterRow, ContainerRow, ContainerState, NodeRow, View, ViewReason};
-use steadfast_proto::detect::Opinion;
+use steadfast_proto::detect::{Opinion, Verdict};
 use steadfast_proto::ids::{NetworkId, NodeId};
 use steadfast_proto::node::{Event, Phase, Status};
+use steadfast_proto::wire::Why;
 
 use super::Agent;
 use super::holders;
 use crate::api::convert::{self, Names, node_name, now_unix_ms};
-use crate::api::types;
+use crate::api::{link_words, types};
 use crate::codes::Code;
 use crate::failure::Failure;
 
@@ -49,6 +50,10 @@ impl Agent {
         let Some(view) = &status.view else {
             return Err(Failure::new(Code::NoQuorum, "this node has not received the list of members yet"));
         };
+        let counts = self.node.datagrams().await.unwrap_or_default();
+        let mut datagrams: BTreeMap<String, u64> =
+            counts.rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
+        datagrams.extend([("opened".to_owned(), counts.opened), ("malformed".to_owned(), counts.malformed)]);
         let heard = voters_heard(&status, &engine);
         let quorum = engine.has_quorum && engine.leader.is_some() && heard > engine.voters.len() / 2;
         Ok(types::Status {
@@ -70,6 +75,7 @@ impl Agent {
             containers: self.local_containers(&status),
             timeline: self.timeline(&names, &status),
             warnings: warnings(&status, view, quorum, &engine, self.why_no_containers.as_deref()),
+            datagrams,
         })
     }
 
@@ -81,8 +87,8 @@ impl Agent {
                 let networks = self.networks.iter().zip(0u16..).map(|((network, _), index)| types::Heard {
                     network: network.clone(),
                     age_ms: peer
-                        .and_then(|peer| peer.networks.get(&NetworkId(index)))
-                        .map(|age| millis(*age)),
+                        .and_then(|peer| peer.links.get(&NetworkId(index)))
+                        .map(|link| millis(status.now.since(link.heard_at))),
                 });
                 types::Peer {
                     name: node_name(names, row.id),
@@ -348,7 +354,7 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
             detail,
         };
     match &noticed.event {
-        Event::Opinion(opinion) => opinion_happening(opinion, &one),
+        Event::Opinion(opinion) => opinion_happening(opinion, names, &one),
         Event::Installed(view) => {
             let shown = convert::view(view, names);
             let (what, about) = installed(view);
@@ -412,15 +418,17 @@ fn installed(view: &View) -> (&'static str, Vec<NodeId>) {
 /// Makes a happening: what, about which node and container, detail.
 type Telling<'a> = dyn Fn(&str, Option<NodeId>, Option<String>, String) -> types::Happening + 'a;
 
-fn opinion_happening(opinion: &Opinion, one: &Telling<'_>) -> Vec<types::Happening> {
+fn opinion_happening(opinion: &Opinion, names: &Names, one: &Telling<'_>) -> Vec<types::Happening> {
     match opinion {
-        Opinion::Suspected { peer, silent, timeout, fresh: _ } => {
-            let suspected = one(
-                "suspected",
-                Some(*peer),
-                None,
-                format!("silent for {} ms, and {} ms are its time-out", millis(*silent), millis(*timeout)),
+        Opinion::Suspected { peer, why, rule, silent, limit, fresh: _ } => {
+            let detail = format!(
+                "{}, by the rule {}: silent for {} ms of {} ms",
+                why_words(*why),
+                link_words::rule(*rule),
+                millis(*silent),
+                millis(*limit)
             );
+            let suspected = one("suspected", Some(*peer), None, detail);
             let mut heard = one("last_heard", Some(*peer), None, "its last heartbeat".to_owned());
             heard.at_unix_ms -= silent.as_secs_f64() * 1000.0;
             vec![heard, suspected]
@@ -428,27 +436,14 @@ fn opinion_happening(opinion: &Opinion, one: &Telling<'_>) -> Vec<types::Happeni
         Opinion::Cleared(peer) => {
             vec![one("heard_again", Some(*peer), None, "it is not suspected any more".to_owned())]
         }
-        Opinion::LinkSuspected(peer, network) => {
-            vec![one(
-                "link_suspected",
-                Some(*peer),
-                None,
-                format!("silent on network number {}, heard on another", network.0),
-            )]
+        Opinion::Link { peer, network, from: _, to } => {
+            let detail = format!("network number {}: {}", network.0, link_words::state(*to));
+            vec![one("link", Some(*peer), None, detail)]
         }
-        Opinion::LinkCleared(peer, network) => vec![one(
-            "link_cleared",
-            Some(*peer),
-            None,
-            format!("heard again on network number {}", network.0),
-        )],
-        Opinion::NetworkSuspected(network) => {
-            vec![one(
-                "network_suspected",
-                None,
-                None,
-                format!("nobody is heard on network number {}, peers are heard on another", network.0),
-            )]
+        Opinion::NetworkSuspected { network, or_link } => {
+            let doubt = if *or_link { ", or only the link to the one peer there is" } else { "" };
+            let detail = format!("nobody is heard on network number {}{doubt}", network.0);
+            vec![one("network_suspected", None, None, detail)]
         }
         Opinion::NetworkCleared(network) => vec![one(
             "network_cleared",
@@ -456,8 +451,36 @@ fn opinion_happening(opinion: &Opinion, one: &Telling<'_>) -> Vec<types::Happeni
             None,
             format!("network number {} carries heartbeats again", network.0),
         )],
-        Opinion::Isolated => vec![one("isolated", None, None, "nobody is heard on any network".to_owned())],
+        Opinion::Isolated => vec![one("isolated", None, None, "nobody is heard, or hears us".to_owned())],
         Opinion::Reconnected => vec![one("reconnected", None, None, "somebody is heard again".to_owned())],
+        Opinion::Verdict(verdict) => verdict_happening("verdict", verdict, names, one),
+        Opinion::Over(verdict) => verdict_happening("verdict_over", verdict, names, one),
+    }
+}
+
+fn verdict_happening(
+    what: &str,
+    verdict: &Verdict,
+    names: &Names,
+    one: &Telling<'_>,
+) -> Vec<types::Happening> {
+    let accusers: BTreeSet<NodeId> = verdict.evidence.iter().map(|(id, _)| *id).collect();
+    let accusers: Vec<String> = accusers.into_iter().map(|id| node_name(names, id)).collect();
+    let detail = format!("{}, by {}", link_words::class(verdict.class), accusers.join(", "));
+    let nodes = link_words::nodes_of(&verdict.subject);
+    if nodes.is_empty() {
+        return vec![one(what, None, None, detail)];
+    }
+    nodes.into_iter().map(|node| one(what, Some(node), None, detail.clone())).collect()
+}
+
+fn why_words(why: Why) -> &'static str {
+    match why {
+        Why::Silent => "nothing comes",
+        Why::Stalled => "its machine answers and its agent does not",
+        Why::Crashed => "its machine says that its agent is gone",
+        Why::Left => "it said goodbye",
+        Why::Deaf => "it hears nothing",
     }
 }
 

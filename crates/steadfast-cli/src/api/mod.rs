@@ -6,6 +6,10 @@
 pub mod client;
 pub mod convert;
 pub mod frames;
+pub mod link_client;
+pub mod link_types;
+pub mod link_words;
+pub mod links;
 pub mod openapi;
 pub mod proxy;
 pub mod server;

@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::types;
+use super::{link_types, types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +42,33 @@ pub enum Answer {
     Upgrade,
 }
 
+/// What can be asked of links.
+const LINKS_QUERY: &[&str] = &["peer", "network", "state", "changes", "since", "wait", "node"];
+
 /// Every operation.
 pub const OPERATIONS: &[Operation] = &[
     get("/v1/status", "How the cluster stands, seen from this node", Answer::One("Status")),
     get("/v1/nodes", "Every node", Answer::Many("Node")),
+    Operation {
+        query: LINKS_QUERY,
+        ..get("/v1/links", "This node's links, or what changed of them", Answer::One("LinkReport"))
+    },
+    Operation {
+        query: LINKS_QUERY,
+        ..get("/v1/links/events", "The links now and after each change", Answer::Events("LinkReport"))
+    },
+    Operation {
+        query: &["since", "wait", "node"],
+        ..get("/v1/verdicts", "The verdicts that hold on this node", Answer::One("VerdictReport"))
+    },
+    Operation {
+        query: &["since", "node"],
+        ..get(
+            "/v1/verdicts/events",
+            "The verdicts now and after each change",
+            Answer::Events("VerdictReport"),
+        )
+    },
     post("/v1/invites", "Make a one-time token for one new node", "InviteRequest", Answer::One("Invitation")),
     get("/v1/containers", "Every container", Answer::Many("Container")),
     post(
@@ -210,6 +233,9 @@ fn components() -> utoipa::openapi::Components {
     let components =
         add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
     let components = add::<types::Invitation>(add::<types::LogLine>(add::<types::ExecRequest>(components)));
+    let components = add::<link_types::LinkReport>(add::<link_types::Link>(components));
+    let components = add::<link_types::General>(add::<link_types::VerdictReport>(components));
+    let components = add::<link_types::Verdict>(add::<link_types::Evidence>(components));
     add::<types::Done>(components).build()
 }
 

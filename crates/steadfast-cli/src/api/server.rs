@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -17,8 +18,8 @@ use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::proxy;
 use super::types::{ErrorBody, ExecRequest, InviteRequest, RestoreRequest, RunRequest, StopRequest};
+use super::{links, proxy};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -34,6 +35,10 @@ pub fn router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
+        .route("/v1/links", get(links::links))
+        .route("/v1/links/events", get(links::links_events))
+        .route("/v1/verdicts", get(links::verdicts))
+        .route("/v1/verdicts/events", get(links::verdicts_events))
         .route("/v1/invites", post(invite))
         .route("/v1/containers", get(containers).post(run))
         .route("/v1/containers/{name}", get(container).delete(remove))
@@ -46,7 +51,20 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/checkpoints", get(checkpoints))
         .route("/v1/openapi.json", get(openapi))
         .fallback(unknown_path)
+        .layer(middleware::from_fn_with_state(Arc::clone(&agent), refuse_if_observing))
         .with_state(agent)
+}
+
+/// An observer shows what the catalog says of containers, and does nothing to them.
+async fn refuse_if_observing(State(agent): Shared, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let concerns_containers = path.starts_with("/v1/containers");
+    let only_looks = request.method() == Method::GET && !path.ends_with("/logs");
+    if agent.observes && concerns_containers && !only_looks {
+        let message = "this node only observes (mode = \"observe\"), so it neither runs nor manages containers; give the command on a node that does";
+        return Failure::new(Code::ObservesOnly, message).into_response();
+    }
+    next.run(request).await
 }
 
 /// The API of an agent that waits for `init` or `join`.
@@ -215,8 +233,16 @@ async fn openapi() -> Response {
 
 async fn unknown_path(request: Request) -> Failure {
     let path = request.uri().path().to_owned();
-    let known =
-        ["/v1/status", "/v1/nodes", "/v1/invites", "/v1/containers", "/v1/checkpoints", "/v1/openapi.json"];
+    let known = [
+        "/v1/status",
+        "/v1/nodes",
+        "/v1/links",
+        "/v1/verdicts",
+        "/v1/invites",
+        "/v1/containers",
+        "/v1/checkpoints",
+        "/v1/openapi.json",
+    ];
     let hint = nearest(&path, known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
     Failure::new(Code::BadRequest, format!("nothing is at {} {path}{hint}", request.method()))
 }
@@ -261,7 +287,7 @@ impl<T: DeserializeOwned + Send> axum::extract::FromRequestParts<Arc<Agent>> for
     }
 }
 
-fn read_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+pub(super) fn read_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
     let query = Query::<T>::try_from_uri(uri);
     query.map(|Query(value)| value).map_err(|error| {
         Failure::new(Code::BadRequest, format!("the query of {}: {}", uri.path(), error.body_text()))
@@ -274,6 +300,7 @@ pub fn read_queries(target: &str) {
     let Ok(uri) = target.parse::<Uri>() else { return };
     let _ = read_query::<RemoveQuery>(&uri);
     let _ = read_query::<LogsQuery>(&uri);
+    links::read_queries(target);
 }
 
 #[cfg(test)]

@@ -47,6 +47,9 @@ pub struct Status {
     pub timeline: Vec<Happening>,
     /// What needs somebody's attention, a sentence each.
     pub warnings: Vec<String>,
+    /// What became of the datagrams that reached this node's heartbeat sockets, by reason: `opened`, `malformed`, or
+    /// why one was rejected before anything behind its seal was read.
+    pub datagrams: BTreeMap<String, u64>,
 }
 
 /// The cluster's settings.

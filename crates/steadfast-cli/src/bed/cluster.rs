@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use steadfast_proto::view::GRANTORS_MAX;
 
 use super::{Bed, BedError, Host};
 use crate::api::types::{Checkpoint, Container, Node, Status};
@@ -80,7 +81,8 @@ impl Bed {
     }
 
     /// Waits until each host whose agent can answer counts exactly `count` members, and says that the cluster survives
-    /// the loss of as many nodes as so many members allow (a fresh member votes and grants leases only a moment later).
+    /// the loss of as many nodes as so many members allow (a fresh member votes and grants leases only a moment later; not
+    /// all of many do).
     pub fn wait_members(&self, count: usize) -> Result<(), BedError> {
         for host in self.hosts().iter().filter(|host| host.has_answering_agent()) {
             let mut last = String::new();
@@ -94,7 +96,7 @@ impl Bed {
                 };
                 last = format!("{:?}, which survives {}", status.view.members, status.survives.sentence);
                 let survives = usize::try_from(status.survives.nodes).unwrap_or(usize::MAX);
-                (status.view.members.len() == count && survives >= (count - 1) / 2).then_some(())
+                (status.view.members.len() == count && survives >= (count.min(GRANTORS_MAX) - 1) / 2).then_some(())
             });
             done.map_err(|error| explained(error, &last))?;
         }

@@ -45,6 +45,15 @@ pub enum Fault {
         /// The network's name.
         network: String,
     },
+    /// One host's frames reach another no longer on one network; the way back is whole.
+    OneWay {
+        /// Whose frames are lost.
+        from: usize,
+        /// Whom they don't reach.
+        to: usize,
+        /// The network's name.
+        network: String,
+    },
     /// A share of a host's frames on one network is dropped at random.
     Loss {
         /// The host's number.
@@ -139,6 +148,7 @@ fn rules(fault: &Fault, relayed: &Relayed) -> Vec<String> {
         Fault::Network { network } => vec![format!("iifname \"{network}-*\" drop")],
         Fault::Host { host, network, direction } => one_port(&port(*host, network), *direction, "drop"),
         Fault::Pair { first, second, network } => pair(*first, *second, network, relayed),
+        Fault::OneWay { from, to, network } => vec![one_way(*from, *to, network, relayed)],
         Fault::Loss { host, network, percent: 100.., direction } => {
             one_port(&port(*host, network), *direction, "drop")
         }
@@ -166,15 +176,15 @@ fn one_port(port: &str, direction: Direction, verdict: &str) -> Vec<String> {
 }
 
 fn pair(first: usize, second: usize, network: &str, relayed: &Relayed) -> Vec<String> {
+    vec![one_way(first, second, network, relayed), one_way(second, first, network, relayed)]
+}
+
+fn one_way(from: usize, to: usize, network: &str, relayed: &Relayed) -> String {
     let in_bridge = |host: usize| match relayed.contains(&(host, network.to_owned())) {
         true => relayed_port(host, network),
         false => port(host, network),
     };
-    let (one, other) = (in_bridge(first), in_bridge(second));
-    vec![
-        format!("iifname \"{one}\" oifname \"{other}\" drop"),
-        format!("iifname \"{other}\" oifname \"{one}\" drop"),
-    ]
+    format!("iifname \"{}\" oifname \"{}\" drop", in_bridge(from), in_bridge(to))
 }
 
 fn split(groups: &[Vec<usize>], networks: &[String], relayed: &Relayed) -> Vec<String> {

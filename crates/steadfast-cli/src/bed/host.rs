@@ -114,13 +114,14 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}",
             name = self.name,
             data = self.data().display(),
             node = extra("node"),
             budget = plan.memory,
             checkpoint = extra("checkpoint"),
             container = extra("container"),
+            detect = extra("detect"),
         )
     }
 

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod init;
 pub mod invite;
 pub mod join;
+pub mod links;
 pub mod logs;
 pub mod nodes;
 pub mod ps;
@@ -21,6 +22,7 @@ pub mod restore;
 pub mod rm;
 pub mod run;
 pub mod shim;
+pub mod simulate;
 pub mod status;
 pub mod stop;
 pub mod wait;
@@ -94,6 +96,7 @@ pub enum Verb {
     Join(join::Args),
     Status(status::Args),
     Nodes(nodes::Args),
+    Links(links::Args),
     Run(run::Args),
     Ps(ps::Args),
     Logs(logs::Args),
@@ -103,6 +106,7 @@ pub enum Verb {
     Checkpoints(checkpoints::Args),
     Restore(restore::Args),
     Rm(rm::Args),
+    Simulate(simulate::Args),
     Explain(explain::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -160,6 +164,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Agent(args) => agent::run(&args, context).map(done),
         Verb::Check(args) => check::run(&args, context),
         Verb::Init(args) => init::run(&args, context).map(done),
+        Verb::Simulate(args) => simulate::run(&args, context).map(done),
         Verb::Explain(args) => explain::run(&args, context).map(done),
         Verb::Completions(args) => completions::run(&args).map(done),
         Verb::Reference(args) => reference::run(&args).map(done),
@@ -167,6 +172,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Invite(args) => block_on(invite::run(args, context))?.map(done),
         Verb::Status(args) => block_on(status::run(args, context))?.map(done),
         Verb::Nodes(args) => block_on(nodes::run(args, context))?.map(done),
+        Verb::Links(args) => block_on(links::run(args, context))?.map(done),
         Verb::Run(args) => block_on(run::run(args, context))?.map(done),
         Verb::Ps(args) => block_on(ps::run(args, context))?.map(done),
         Verb::Logs(args) => block_on(logs::run(args, context))?.map(done),

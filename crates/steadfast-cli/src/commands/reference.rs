@@ -1,6 +1,6 @@
 //! `steadfast reference` (hidden): the generated reference pages.
 //!
-//! `docs/reference/{cli.md,errors.md,openapi.json}` are what this prints; a test fails when they are stale and
+//! `docs/reference/{cli.md,config.md,errors.md,openapi.json,verdicts.md}` are what this prints; a test fails when they are stale and
 //! `cargo xtask fix` writes them.
 
 use std::path::PathBuf;
@@ -26,22 +26,28 @@ pub struct Args {
 pub enum Page {
     /// Every command's help.
     Cli,
+    /// Every key of the configuration.
+    Config,
     /// Every error code.
     Errors,
     /// The HTTP API.
     Openapi,
+    /// Every class of verdicts.
+    Verdicts,
 }
 
 impl Page {
     /// All of them.
-    pub const ALL: [Page; 3] = [Page::Cli, Page::Errors, Page::Openapi];
+    pub const ALL: [Page; 5] = [Page::Cli, Page::Config, Page::Errors, Page::Openapi, Page::Verdicts];
 
     /// Its file under `docs/reference/`.
     pub fn file(self) -> &'static str {
         match self {
             Page::Cli => "cli.md",
+            Page::Config => "config.md",
             Page::Errors => "errors.md",
             Page::Openapi => "openapi.json",
+            Page::Verdicts => "verdicts.md",
         }
     }
 
@@ -49,8 +55,10 @@ impl Page {
     pub fn text(self) -> String {
         match self {
             Page::Cli => cli(),
+            Page::Config => crate::config::keys::reference(),
             Page::Errors => codes::reference(),
             Page::Openapi => crate::api::openapi::document(),
+            Page::Verdicts => crate::verdicts::reference(),
         }
     }
 }
@@ -127,6 +135,7 @@ mod tests {
             "join",
             "status",
             "nodes",
+            "links",
             "run",
             "ps",
             "logs",
@@ -136,6 +145,7 @@ mod tests {
             "checkpoints",
             "restore",
             "rm",
+            "simulate",
             "explain",
             "demo",
             "completions",

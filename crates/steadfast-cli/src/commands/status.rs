@@ -1,6 +1,7 @@
 //! `steadfast status`: how the cluster stands, seen from this node.
 
 use super::Context;
+use crate::api::link_types::{Verdict, VerdictReport};
 use crate::api::types::Status;
 use crate::failure::Failure;
 use crate::output::table;
@@ -20,14 +21,47 @@ pub struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let status: Status = context.client.get("/v1/status").await?;
-    context.output.data(&status, |status| people(status, args.timeline));
+    let verdicts = context.client.verdicts(None).await?;
+    let shown = Shown { status, verdicts };
+    context.output.data(&shown, |shown| people(&shown.status, &shown.verdicts, args.timeline));
+    let status = &shown.status;
     for warning in &status.warnings {
         context.output.say(&format!("warning: {warning}"));
     }
     Ok(())
 }
 
-fn people(status: &Status, timeline: bool) -> String {
+/// What is printed: the status, and the verdicts that hold beside it.
+#[derive(serde::Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    #[serde(serialize_with = "only_verdicts")]
+    verdicts: VerdictReport,
+}
+
+fn only_verdicts<S: serde::Serializer>(report: &VerdictReport, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&report.verdicts, serializer)
+}
+
+/// A verdict in one line: class, what failed, by which rule, who says what.
+fn verdict_line(verdict: &Verdict) -> String {
+    // Who says the same is named together.
+    let mut voices: Vec<(&str, Vec<&str>)> = Vec::new();
+    for evidence in &verdict.evidence {
+        match voices.iter_mut().find(|(says, _)| *says == evidence.says) {
+            Some((_, who)) => who.push(&evidence.accuser),
+            None => voices.push((&evidence.says, vec![&evidence.accuser])),
+        }
+    }
+    let said: Vec<String> =
+        voices.into_iter().map(|(says, who)| format!("{}: {says}", who.join(", "))).collect();
+    let rule = verdict.rule.as_ref().map(|rule| format!(", here by rule {rule}")).unwrap_or_default();
+    let said = if said.is_empty() { String::new() } else { format!(" ({})", said.join("; ")) };
+    format!("verdict   {}: {}{rule}{said}", verdict.class, verdict.sentence)
+}
+
+fn people(status: &Status, verdicts: &VerdictReport, timeline: bool) -> String {
     let quorum = if status.quorum { "yes" } else { "NO: nothing is started or moved, containers freeze" };
     let lease = if status.lease_left_ms > 0 { "held" } else { "LAPSED: containers here are frozen" };
     let mut text = format!(
@@ -43,6 +77,10 @@ fn people(status: &Status, timeline: bool) -> String {
         status.survives.sentence,
         status.cluster.lease_ms,
     );
+    for verdict in &verdicts.verdicts {
+        text.push('\n');
+        text.push_str(&verdict_line(verdict));
+    }
     if !status.peers.is_empty() {
         let rows = status.peers.iter().map(|peer| {
             let heard = peer.networks.iter().map(|heard| match heard.age_ms {

@@ -4,14 +4,20 @@
 //! is all that the agent sees. Every problem of a file is reported at once, with key and line. It never touches
 //! the machine: whether an address exists is found out when it is bound. Read [`source`] for the machinery.
 
+pub mod detect;
+pub mod keys;
 pub mod source;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use steadfast_proto::detect::Settings;
 
 use crate::codes::Code;
-use crate::failure::Failure;
+use crate::failure::{Failure, did_you_mean};
 use crate::units;
+use detect::RawDetect;
 use source::{Given, Problems, Section};
 
 /// Where the file is looked for when none is named.
@@ -23,11 +29,23 @@ pub const DEFAULT_PORT: u16 = 7400;
 /// Most networks that one node can have.
 pub const NETWORKS_MAX: usize = 8;
 
+/// The environment variables that replace keys of the file.
+pub const VARIABLES: [&str; 7] = [
+    "STEADFAST_NODE_NAME",
+    "STEADFAST_NODE_DATA",
+    "STEADFAST_NODE_MODE",
+    "STEADFAST_DETECT_INTERVAL",
+    "STEADFAST_CHECKPOINT_MEMORY",
+    "STEADFAST_CONTAINER_CRIU",
+    "STEADFAST_CONTAINER_RUNC",
+];
+
 /// A whole example, shown by `steadfast agent --help`; a test loads it.
 pub const EXAMPLE: &str = r#"[node]
 name = "alpha"                 # default: the host name
 data = "/var/lib/steadfast"
 domain = ["rack-3"]            # failure domain, widest first
+mode = "agent"                 # or "observe": membership, detection, links; no containers, no root
 
 [[network]]                    # one per independent network
 name = "front"
@@ -39,6 +57,11 @@ address = "10.0.2.11:7400"
 
 [checkpoint]
 memory = "8GiB"                # lent to the cluster; default: a quarter of this machine's memory
+
+[detect]
+profile = "gossip"             # which rule suspects: "gossip", "relative" or "timeout"
+interval = "100ms"             # between heartbeats; shorter detects sooner and costs traffic
+stall_limit = "10s"            # how long a process that is stopped on a live machine stays a member
 
 [container]
 run = "/run/steadfast"         # a tmpfs
@@ -53,6 +76,16 @@ pub struct NetworkConfig {
     pub name: String,
     /// This node's address on it; UDP and TCP.
     pub address: SocketAddr,
+}
+
+/// What a node takes part in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// In everything.
+    #[default]
+    Agent,
+    /// In membership, detection, links and events: it runs no containers, lends no memory and needs no root.
+    Observe,
 }
 
 /// How this node runs containers.
@@ -71,7 +104,7 @@ pub struct ContainerConfig {
 }
 
 /// A checked configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The node's name for people.
     pub name: String,
@@ -79,6 +112,10 @@ pub struct Config {
     pub data: PathBuf,
     /// Failure domain, widest first.
     pub domain: Vec<String>,
+    /// What the node takes part in.
+    pub mode: Mode,
+    /// How it judges silence.
+    pub detect: Settings,
     /// The networks, at least one.
     pub networks: Vec<NetworkConfig>,
     /// Checkpoint memory lent to the cluster, in bytes.
@@ -91,12 +128,21 @@ pub struct Config {
     pub socket: PathBuf,
 }
 
+impl Config {
+    /// This node's address on each network, by the network's name.
+    pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.networks.iter().map(|network| (network.name.clone(), network.address)).collect()
+    }
+}
+
 /// What was given, as text, each with its place.
 #[derive(Debug, Default)]
 pub struct RawConfig {
     name: Option<Given>,
     data: Option<Given>,
     domain: Option<Vec<Given>>,
+    mode: Option<Given>,
+    detect: RawDetect,
     networks: Vec<(Option<Given>, Option<Given>, Given)>,
     memory: Option<Given>,
     memory_folder: Option<Given>,
@@ -118,6 +164,7 @@ impl RawConfig {
             raw.name = node.text("name", problems);
             raw.data = node.text("data", problems);
             raw.domain = node.texts("domain", problems);
+            raw.mode = node.text("mode", problems);
             node.finish(problems);
         }
         for (mut network, at) in top.tables("network", problems) {
@@ -125,6 +172,9 @@ impl RawConfig {
             let address = network.text("address", problems);
             network.finish(problems);
             raw.networks.push((name, address, at));
+        }
+        if let Some(detect) = top.table("detect", problems) {
+            raw.detect = RawDetect::read(detect, problems);
         }
         if let Some(mut checkpoint) = top.table("checkpoint", problems) {
             raw.memory = checkpoint.scalar("memory", problems);
@@ -149,16 +199,20 @@ impl RawConfig {
 
     /// Lets environment variables replace what the file said.
     pub fn overlay_environment(&mut self, variable: impl Fn(&str) -> Option<String>) {
-        let replace = |slot: &mut Option<Given>, name: &'static str| {
+        let slots = [
+            &mut self.name,
+            &mut self.data,
+            &mut self.mode,
+            self.detect.interval(),
+            &mut self.memory,
+            &mut self.criu,
+            &mut self.runc,
+        ];
+        for (name, slot) in VARIABLES.into_iter().zip(slots) {
             if let Some(text) = variable(name) {
                 *slot = Some(Given::environment(name, text));
             }
-        };
-        replace(&mut self.name, "STEADFAST_NODE_NAME");
-        replace(&mut self.data, "STEADFAST_NODE_DATA");
-        replace(&mut self.memory, "STEADFAST_CHECKPOINT_MEMORY");
-        replace(&mut self.criu, "STEADFAST_CONTAINER_CRIU");
-        replace(&mut self.runc, "STEADFAST_CONTAINER_RUNC");
+        }
     }
 
     /// Checks everything that was given and fills in the defaults.
@@ -170,10 +224,20 @@ impl RawConfig {
         let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
         let domain =
             self.domain.iter().flatten().filter_map(|given| problems.check(given, units::name)).collect();
+        let mode = self.mode.as_ref().map_or(Some(Mode::Agent), |given| problems.check(given, mode));
+        let detect = self.detect.check(problems);
         let networks = self.check_networks(problems);
-        let memory_bytes = match &self.memory {
-            Some(given) => problems.check(given, memory_size),
-            None => Some(machine_memory_bytes() / 4),
+        let memory_bytes = match (&self.memory, mode) {
+            (Some(given), Some(Mode::Observe)) => {
+                problems.refuse(
+                    given,
+                    "a node with mode = \"observe\" lends no memory; remove the key, or the mode",
+                );
+                None
+            }
+            (None, Some(Mode::Observe)) => Some(0),
+            (Some(given), Some(Mode::Agent) | None) => problems.check(given, memory_size),
+            (None, Some(Mode::Agent) | None) => Some(machine_memory_bytes() / 4),
         };
         let run = folder(self.run.as_ref(), "/run/steadfast", problems);
         let default_chunks = run.as_deref().map(|run| run.join("chunks"));
@@ -194,6 +258,8 @@ impl RawConfig {
             name: name?,
             data: data?,
             domain,
+            mode: mode?,
+            detect: detect?,
             networks,
             memory_bytes: memory_bytes?,
             memory_folder: memory_folder?,
@@ -230,8 +296,9 @@ impl RawConfig {
             if networks.iter().any(|network| network.name == checked) {
                 problems.refuse(at, format!("two networks are named {checked:?}; each needs its own name"));
             }
-            if networks.iter().any(|network| network.address == parsed) {
-                problems.refuse(at, format!("two networks have the address {parsed}; each needs its own"));
+            if networks.iter().any(|network| network.address.ip() == parsed.ip()) {
+                let ip = parsed.ip();
+                problems.refuse(at, format!("two networks have the address {ip}, so they would fail together; each needs an interface and a subnet of its own"));
             }
             networks.push(NetworkConfig { name: checked, address: parsed });
         }
@@ -275,6 +342,25 @@ fn default_name(problems: &mut Problems) -> Option<String> {
         ));
     }
     checked.ok()
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    choice(text, &[("agent", Mode::Agent), ("observe", Mode::Observe)])
+}
+
+/// One of a few words; another one gets the nearest of them.
+fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let names = || choices.iter().map(|(name, _)| *name);
+    let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+    chosen.ok_or_else(|| {
+        let all = names().collect::<Vec<_>>().join("\", \"");
+        format!("{text:?} is not one of \"{all}\"{}", did_you_mean(text, names()))
+    })
+}
+
+/// The parser of a duration within bounds.
+fn range(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| units::duration_within(text, min, max)
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {
@@ -390,5 +476,20 @@ mod tests {
         );
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(problems("[node]\nname=\"a\"\n")[0].contains("[[network]]"));
+        let ports = "[[network]]\nname=\"a\"\naddress=\"10.0.0.1:1\"\n[[network]]\nname=\"b\"\naddress=\"10.0.0.1:2\"\n";
+        assert!(problems(ports)[0].contains("would fail together"), "another port is no other path");
+        let nine: String =
+            (1..=9).map(|n| format!("[[network]]\nname=\"n{n}\"\naddress=\"10.0.0.{n}\"\n")).collect();
+        assert!(problems(&nine)[0].contains("more than 8 networks"));
+    }
+
+    #[test]
+    fn an_observer_lends_nothing() {
+        let observer = "[node]\nname=\"a\"\ndata=\"/home/a\"\nmode=\"observe\"\n[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let config = check_text("node.toml", observer, |_| None).unwrap();
+        assert_eq!((config.mode, config.memory_bytes), (Mode::Observe, 0));
+        let found = problems(&format!("{observer}[checkpoint]\nmemory=\"1GiB\"\n"));
+        assert!(found.len() == 1 && found[0].contains("lends no memory"), "{found:?}");
+        assert!(problems(&observer.replace("observe", "obsevre"))[0].contains("did you mean \"observe\"?"));
     }
 }

@@ -11,6 +11,10 @@
 mod agents;
 mod bed;
 mod checkpoints;
+mod conclusions;
+mod detection;
+mod forgeries;
+mod links;
 mod power;
 mod programs;
 mod refusals;

@@ -127,6 +127,17 @@ impl Trial {
         wait_for(what, PATIENCE, condition).unwrap()
     }
 
+    /// The same without a verdict: `None` when the bound has run out.
+    pub(crate) fn try_wait<T>(&self, condition: impl FnMut() -> Option<T>) -> Option<T> {
+        wait_for("a condition", PATIENCE, condition).ok()
+    }
+
+    /// Lets this much time go by, as a fault that lasts needs it; nothing is concluded from how long it took.
+    pub(crate) fn let_pass(&self, time: Duration) {
+        let until = Instant::now() + time;
+        self.wait("the time to pass", || (Instant::now() >= until).then_some(()));
+    }
+
     /// Power for `host` again, its agent started, and all members in the view of everybody.
     pub(crate) fn bring_back(&self, host: &Host) {
         host.power_on().unwrap();

@@ -494,7 +494,7 @@ impl Node {
             *owned.entry(row.owner).or_default() += 1;
         }
         (self.nodes.values())
-            .filter(|row| view.has(row.id) && !self.detector.is_suspected(row.id))
+            .filter(|row| view.has(row.id) && self.is_well(row.id))
             .map(|row| {
                 let own = row.id == self.settings.id;
                 let free = if own {

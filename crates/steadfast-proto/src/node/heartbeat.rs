@@ -7,14 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Batch, Event, Job, Node};
-use crate::detect::Opinion;
+use crate::detect::{self, Evidence, Heard, Output, Pace, graph};
 use crate::ids::{ContainerId, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::FREEZE_MAX;
 use crate::time::Time;
-use crate::wire::{Echo, Heartbeat};
+use crate::wire::{Echo, Heartbeat, Rider};
 
-/// A lateness below this is the ordinary noise of a scheduler and excuses nobody.
-const PAUSE_MIN: Duration = Duration::from_millis(30);
+/// How often what a node's duties say is said again after it changed.
+const RIDER_REPEATS: u8 = 3;
+
+/// In every so many beats it is said although it did not change.
+const RIDER_EVERY: u64 = 10;
 
 /// How long a measured lateness widens the drift.
 const LAG_MEMORY: Duration = Duration::from_secs(10);
@@ -45,22 +48,21 @@ impl Lag {
     }
 }
 
-/// What another node last said.
-#[derive(Clone, Debug)]
+/// What the duties of another node add to its heartbeats, as last heard.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
-    pub(super) incarnation: Incarnation,
-    /// The number it drew at its start; it goes back to it as our challenge.
-    boot: u64,
-    /// Per network, its newest heartbeat: its own send time, and our receive time.
-    heard: BTreeMap<NetworkId, (Time, Time)>,
-    /// The highest sequence heard: what an older heartbeat says of others is out of date.
-    sequence: u64,
-    pub(super) suspects: BTreeSet<NodeId>,
+    incarnation: Incarnation,
     pub(super) fenced: BTreeMap<NodeId, ViewId>,
     pub(super) view: ViewId,
     pub(super) free_bytes: u64,
-    /// When it was last heard with the right challenge.
-    pub(super) fresh_at: Option<Time>,
+}
+
+/// What this node's own duties added to its last heartbeats.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    rider: Option<Rider>,
+    /// In how many more beats the same is said again.
+    repeats: u8,
 }
 
 /// This node's own right to run containers.
@@ -94,70 +96,45 @@ impl Node {
         heartbeat: Heartbeat,
         out: &mut Batch,
     ) {
-        if from == self.settings.id || !self.nodes.contains_key(&from) {
-            return;
+        let heard = self.detector.heard(now, from, incarnation, network, received_at, &heartbeat);
+        let Heard::Counted { newest, .. } = heard else { return };
+        if let Some(rider) = heartbeat.rider {
+            if let Some(Echo { sent_at, .. }) = heartbeat.echo
+                && rider.granted
+                && sent_at <= now
+            {
+                self.holder.granted(from, sent_at, rider.view);
+            }
+            let peer = self.peers.entry(from).or_default();
+            if newest || incarnation > peer.incarnation {
+                let fenced = rider.fenced.into_iter().collect();
+                *peer = Peer { incarnation, fenced, view: rider.view, free_bytes: rider.free_bytes };
+            }
         }
-        let fresh = Peer {
-            incarnation,
-            boot: heartbeat.boot,
-            heard: BTreeMap::new(),
-            sequence: 0,
-            suspects: BTreeSet::new(),
-            fenced: BTreeMap::new(),
-            view: ViewId(0),
-            free_bytes: 0,
-            fresh_at: None,
-        };
-        let peer = self.peers.entry(from).or_insert_with(|| fresh.clone());
-        if incarnation < peer.incarnation {
-            return;
-        }
-        if incarnation > peer.incarnation {
-            *peer = fresh;
-            self.detector.restarted(now, from);
-        }
-        if heartbeat.challenge != self.settings.boot || heartbeat.boot != peer.boot {
-            return;
-        }
-        let newest = peer.heard.get(&network).is_none_or(|(sent_at, _)| heartbeat.sent_at > *sent_at);
-        if newest {
-            peer.heard.insert(network, (heartbeat.sent_at, received_at));
-        }
-        if heartbeat.sequence >= peer.sequence {
-            peer.sequence = heartbeat.sequence;
-            peer.view = heartbeat.view;
-            peer.suspects = heartbeat.suspects.into_iter().collect();
-            peer.fenced = heartbeat.fenced.into_iter().collect();
-            peer.free_bytes = heartbeat.free_bytes;
-        }
-        peer.fresh_at = peer.fresh_at.max(Some(received_at));
-        self.detector.arrival(from, network, heartbeat.sequence, received_at);
-        if let Some(Echo { sent_at, granted: true, .. }) = heartbeat.echo
-            && sent_at <= now
-        {
-            self.holder.granted(from, sent_at, heartbeat.view);
-        }
-        if self.detector.is_suspected(from) {
-            self.form_opinions(now, out);
-        }
+        let mut output = Output::default();
+        self.detector.conclude(now, &mut output);
+        take(output, out);
+    }
+
+    /// The kernel says something of a peer.
+    pub(super) fn testified(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        incarnation: Incarnation,
+        evidence: Evidence,
+        at: Time,
+        out: &mut Batch,
+    ) {
+        self.detector.testified(now, peer, incarnation, evidence, at);
+        self.woke(now, out);
     }
 
     /// A deadline came: everything that waited has been handed over, so silence is silence.
     pub(super) fn woke(&mut self, now: Time, out: &mut Batch) {
-        self.form_opinions(now, out);
-    }
-
-    fn form_opinions(&mut self, now: Time, out: &mut Batch) {
-        for accused in self.accusations(now).into_values().flatten() {
-            self.detector.doubt(accused);
-        }
-        let mut opinions = Vec::new();
-        self.detector.evaluate(now, &mut opinions);
-        if opinions.iter().any(|opinion| matches!(opinion, Opinion::Suspected { .. })) {
-            // Tell the others at once: a removal waits for their agreement.
-            self.next_heartbeat = now;
-        }
-        out.publish.extend(opinions.into_iter().map(Event::Opinion));
+        let mut output = Output::default();
+        self.detector.look(now, &mut output);
+        take(output, out);
     }
 
     /// Notices how late this node is for its own deadline, and takes that off everybody's silence.
@@ -165,56 +142,61 @@ impl Node {
         let Some(wanted) = self.requested_deadline.take() else { return };
         let lag = now.since(wanted);
         self.lag.note(now, lag);
-        if lag >= PAUSE_MIN {
+        if lag >= detect::PAUSE_MIN {
             self.detector.paused(now, lag);
         }
     }
 
     /// Sends the heartbeats that are due.
     pub(super) fn beat(&mut self, now: Time, out: &mut Batch) {
-        if now < self.next_heartbeat {
-            return;
-        }
-        let last_beat = self.next_heartbeat.before(self.settings.detect.interval);
-        self.next_heartbeat = now + self.settings.detect.interval;
-        self.sequence += 1;
+        let last_beat = self.detector.last_beat();
+        let Some(beats) = self.detector.beat(now) else { return };
         let grants = self.grants();
         if grants && self.view().is_some_and(|view| view.has(self.settings.id)) {
             self.holder.granted(self.settings.id, now, self.view_id());
         }
-        let fenced: Vec<(NodeId, ViewId)> = self.fences(now).into_iter().collect();
-        let suspects: Vec<NodeId> = self.detector.suspects().collect();
-        let others: Vec<NodeId> = self.nodes.keys().filter(|id| **id != self.settings.id).copied().collect();
-        for to in others {
-            let is_member = self.view().is_some_and(|view| view.has(to));
-            for network in self.settings.networks.clone() {
-                let peer = self.peers.get(&to);
-                let echo =
-                    peer.and_then(|peer| peer.heard.get(&network)).map(|(sent_at, received_at)| Echo {
-                        sent_at: *sent_at,
-                        held: now.since(*received_at),
-                        // A heartbeat is granted by the first beat after it came. To grant the last one of a dead
-                        // node again and again would push its fence away for nothing.
-                        granted: grants && is_member && *received_at >= last_beat,
-                    });
-                if echo.is_some_and(|echo| echo.granted) {
-                    self.grantor.grant(now, to);
-                }
-                let heartbeat = Heartbeat {
-                    sequence: self.sequence,
-                    sent_at: now,
-                    interval_ms: u16::try_from(self.settings.detect.interval.as_millis()).unwrap_or(u16::MAX),
-                    boot: self.settings.boot,
-                    challenge: peer.map_or(0, |peer| peer.boot),
-                    view: self.view_id(),
-                    free_bytes: self.memory.free_bytes,
-                    echo,
-                    suspects: suspects.clone(),
-                    fenced: fenced.clone(),
-                };
-                out.send.push((to, network, heartbeat));
-            }
+        let rider = Rider {
+            view: self.view_id(),
+            free_bytes: self.memory.free_bytes,
+            granted: false,
+            fenced: self.fences(now).into_iter().collect(),
+        };
+        if self.told.rider.as_ref() != Some(&rider) {
+            self.told = Told { rider: Some(rider.clone()), repeats: RIDER_REPEATS };
         }
+        let is_news = self.told.repeats > 0;
+        self.told.repeats = self.told.repeats.saturating_sub(1);
+        for (to, network, mut heartbeat) in beats {
+            let is_member = self.view().is_some_and(|view| view.has(to));
+            // A heartbeat is granted by the first beat after it came. To grant the last one of a dead node again
+            // and again would push its fence away for nothing.
+            let granted =
+                grants && is_member && heartbeat.echo.is_some_and(|echo| now.before(echo.held) >= last_beat);
+            if granted {
+                self.grantor.grant(now, to);
+            }
+            if granted || is_news || heartbeat.sequence.is_multiple_of(RIDER_EVERY) {
+                heartbeat.rider = Some(Rider { granted, ..rider.clone() });
+            }
+            out.send.push((to, network, heartbeat));
+        }
+    }
+
+    /// Whom this node exchanges heartbeats with beside those that it watches: everybody now and then, and at full
+    /// pace where a lease or an admission hangs on it.
+    pub(super) fn choose_contacts(&mut self, now: Time) {
+        let Some((_, view)) = &self.view else { return };
+        let own = self.settings.id;
+        let owners: BTreeSet<NodeId> = self.active_owners().collect();
+        let needs = |node: &NodeId| !view.has(*node) || owners.contains(node);
+        let contacts = self.nodes.keys().filter(|id| **id != own).map(|id| {
+            let is_full = (view.grantors.contains(&own) && needs(id))
+                || (view.grantors.contains(id) && needs(&own))
+                || self.nodes.len() <= graph::ALL_PAIRS_MAX;
+            (*id, if is_full { Pace::Full } else { Pace::Slow })
+        });
+        let contacts = contacts.collect();
+        self.detector.set_contacts(now, contacts);
     }
 
     /// Whether this node's echoes renew leases. One that has just started does not know yet whom the others have
@@ -283,6 +265,11 @@ impl Node {
         self.lease.told = (deadline, containers.clone());
         self.start_job(Job::Renew { deadline, drift, containers }, out);
     }
+}
+
+fn take(output: Output, out: &mut Batch) {
+    out.probe.extend(output.probe);
+    out.publish.extend(output.opinions.into_iter().map(Event::Opinion));
 }
 
 #[cfg(test)]

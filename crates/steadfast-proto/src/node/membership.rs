@@ -4,10 +4,12 @@
 //! acts at once, the others stand by for a moment each, so that one silent proposer delays nobody for long.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Batch, Event, Job, JobId, Node, Outcome, Row};
 use crate::catalog::{Key, View};
+use crate::detect::{Members, graph};
 use crate::ids::{Incarnation, NodeId, ViewId};
 use crate::lease::is_fenced;
 use crate::time::Time;
@@ -17,6 +19,10 @@ const STANDBY: Duration = Duration::from_millis(150);
 
 /// How long a proposal of admission, or a call for an election, is given before it is repeated.
 const RETRY: Duration = Duration::from_millis(300);
+
+/// How long ago a node may have been heard to count as present, in beats: those that nobody watches are heard at
+/// every tenth.
+const FRESH_BEATS: u32 = 25;
 
 /// What this node remembers about views.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +65,7 @@ impl Node {
         if view.members.get(&own) == Some(&self.incarnation) {
             self.membership.admitted_as = Some(self.incarnation);
         }
-        self.detector.watch(now, view.members.keys().copied().filter(|id| *id != own));
+        self.detector.set_members(now, Arc::new(Members::new(view.members.clone(), graph::SEED)));
         self.membership.settled_since = None;
         self.membership.fenced.retain(|node| view.removed.contains_key(node));
         out.publish.push(Event::Installed(view.clone()));
@@ -83,8 +89,8 @@ impl Node {
     pub(super) fn tend_membership(&mut self, now: Time, out: &mut Batch) {
         let Some((revision, view)) = self.view.clone() else { return };
         self.note_fences(now, &view, out);
-        let condemned = view.condemned(&self.accusations(now));
-        self.tend_leader(now, &view, &condemned, out);
+        let condemned = self.detector.condemned(now);
+        self.tend_leader(now, &view, out);
         if !self.synced {
             return;
         }
@@ -104,19 +110,10 @@ impl Node {
         }
     }
 
-    /// Who accuses whom: this node's own suspicions, and those of the members it hears.
-    pub(super) fn accusations(&self, now: Time) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
-        let mut accusations: BTreeMap<NodeId, BTreeSet<NodeId>> = (self.peers.iter())
-            .filter(|(id, _)| !self.detector.is_suspected(**id) && self.is_fresh(now, **id))
-            .map(|(id, peer)| (*id, peer.suspects.clone()))
-            .collect();
-        accusations.insert(self.settings.id, self.detector.suspects().collect());
-        accusations
-    }
-
     /// Whether it is this node's turn to propose something that has been due `since` then.
     pub(super) fn is_my_turn(&self, now: Time, since: Time, view: &View) -> bool {
-        let suspects: BTreeSet<NodeId> = self.detector.suspects().collect();
+        let suspects: BTreeSet<NodeId> =
+            view.members.keys().filter(|id| !self.is_well(**id)).copied().collect();
         let rank = u32::try_from(view.rank(self.settings.id, &suspects)).unwrap_or(u32::MAX);
         now >= since + STANDBY.saturating_mul(rank)
     }
@@ -134,7 +131,7 @@ impl Node {
         let vouched = self.fences(now);
         if vouched.iter().any(|(node, removed_in)| self.membership.vouched.get(node) != Some(removed_in)) {
             // Tell the others at once: a recovery waits for it.
-            self.next_heartbeat = now;
+            self.detector.hurry(now);
         }
         self.membership.vouched = vouched;
         for node in view.removed.keys() {
@@ -145,21 +142,19 @@ impl Node {
         }
     }
 
+    /// Whether neither this node nor a verdict finds `node` to have failed.
+    pub(super) fn is_well(&self, node: NodeId) -> bool {
+        !self.detector.is_suspected(node) && !self.detector.is_down(node)
+    }
+
     fn is_fresh(&self, now: Time, node: NodeId) -> bool {
-        let limit = self.settings.detect.timeout_initial;
-        let fresh_at = self.peers.get(&node).and_then(|peer| peer.fresh_at);
-        fresh_at.is_some_and(|fresh_at| now.since(fresh_at) <= limit)
+        let limit = self.settings.detect.interval.saturating_mul(FRESH_BEATS);
+        self.detector.heard_at(node).is_some_and(|heard_at| now.since(heard_at) <= limit)
     }
 
     /// Stands for leader of the catalog's engine when a majority agrees that the last leader is dead.
-    fn tend_leader(
-        &mut self,
-        now: Time,
-        view: &View,
-        condemned: &BTreeMap<NodeId, BTreeSet<NodeId>>,
-        out: &mut Batch,
-    ) {
-        let is_dead = self.leader.is_some_and(|leader| condemned.contains_key(&leader));
+    fn tend_leader(&mut self, now: Time, view: &View, out: &mut Batch) {
+        let is_dead = self.leader.is_some_and(|leader| self.detector.is_down(leader));
         if !is_dead || !view.grantors.contains(&self.settings.id) {
             self.membership.leaderless_since = None;
             return;

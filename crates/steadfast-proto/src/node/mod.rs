@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::catalog::{Change, CheckpointRef, ClusterRow, ContainerRow, Exit, Key, NodeRow, View};
-use crate::detect::{self, Detector, Opinion};
+use crate::detect::{self, Detector, Evidence, Opinion};
 use crate::ids::{ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::{self, Grantor, Holder};
 use crate::machine::Machine;
@@ -72,6 +72,24 @@ pub enum Input {
         received_at: Time,
         /// What it says.
         heartbeat: Heartbeat,
+    },
+    /// The kernel says something of a peer.
+    Testified {
+        /// Of whom.
+        peer: NodeId,
+        /// The incarnation it is about.
+        incarnation: Incarnation,
+        /// What.
+        evidence: Evidence,
+        /// When.
+        at: Time,
+    },
+    /// An interface of this node lost its carrier or its address, or has both again.
+    Interface {
+        /// The network it joins.
+        network: NetworkId,
+        /// Whether it is usable.
+        up: bool,
     },
     /// A row changed; rows come in the order of their revisions. Where changes were skipped, the removed rows come
     /// first and then the others in that order, with no other input between them.
@@ -146,6 +164,9 @@ pub enum Request {
 pub struct Batch {
     /// Leaves now; must never wait for a disk.
     pub send: Vec<(NodeId, NetworkId, Heartbeat)>,
+    /// Peers that are late: the kernel is asked whether their machines answer, and says so by
+    /// [`Input::Testified`].
+    pub probe: Vec<NodeId>,
     /// To the catalog.
     pub propose: Vec<Proposal>,
     /// Work for the operating system; its outcome returns as an input.
@@ -287,8 +308,7 @@ pub struct Node {
     containers: BTreeMap<ContainerId, (u64, ContainerRow)>,
     synced: bool,
     leader: Option<NodeId>,
-    sequence: u64,
-    next_heartbeat: Time,
+    told: heartbeat::Told,
     peers: BTreeMap<NodeId, heartbeat::Peer>,
     detector: Detector,
     holder: Holder,
@@ -318,10 +338,16 @@ impl Node {
             containers: BTreeMap::new(),
             synced: false,
             leader: None,
-            sequence: 0,
-            next_heartbeat: now,
+            told: heartbeat::Told::default(),
             peers: BTreeMap::new(),
-            detector: Detector::new(settings.detect.clone(), now),
+            detector: Detector::new(
+                settings.detect.clone(),
+                settings.id,
+                settings.incarnation,
+                settings.boot,
+                settings.networks.clone(),
+                now,
+            ),
             holder: Holder::default(),
             grantor: Grantor::new(now),
             lag: heartbeat::Lag::new(now),
@@ -387,7 +413,10 @@ impl Node {
 
     fn committed(&mut self, now: Time, revision: u64, change: Change, out: &mut Batch) {
         match change {
-            Change::Cluster(row) => self.cluster = Some(row),
+            Change::Cluster(row) => {
+                self.detector.set_lease(row.lease());
+                self.cluster = Some(row);
+            }
             Change::View(view) => self.install(now, revision, view, out),
             Change::Node(id, Some(row)) => {
                 if self.nodes.len() < NODES_MAX || self.nodes.contains_key(&id) {
@@ -400,6 +429,7 @@ impl Node {
             }
             Change::Container(id, row) => self.row_changed(now, revision, id, row, out),
         }
+        self.choose_contacts(now);
     }
 
     fn done(&mut self, now: Time, job: JobId, outcome: Outcome, out: &mut Batch) {
@@ -414,10 +444,15 @@ impl Machine for Node {
 
     fn step(&mut self, now: Time, input: Input, out: &mut Batch) {
         self.measure_lag(now);
+        let is_deadline = matches!(input, Input::Deadline);
         match input {
             Input::Heard { from, incarnation, network, received_at, heartbeat } => {
                 self.heard(now, from, incarnation, network, received_at, heartbeat, out);
             }
+            Input::Testified { peer, incarnation, evidence, at } => {
+                self.testified(now, peer, incarnation, evidence, at, out);
+            }
+            Input::Interface { network, up } => self.detector.interface(now, network, up),
             Input::Committed { revision, change } => self.committed(now, revision, change, out),
             Input::Synced => self.in_step(now),
             Input::Leader(leader) => self.leader = leader,
@@ -437,7 +472,9 @@ impl Machine for Node {
         self.renew(now, out);
         self.tend_membership(now, out);
         self.tend_containers(now, out);
-        self.requested_deadline = self.next_deadline(now);
+        // What is due stays due until the deadline is served, however much arrives before.
+        let soon = if is_deadline { now + Duration::from_millis(1) } else { Time::ZERO };
+        self.requested_deadline = self.next_deadline(now).map(|due| due.max(soon));
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -447,20 +484,28 @@ impl Machine for Node {
 
 impl Node {
     fn next_deadline(&self, now: Time) -> Option<Time> {
-        let soon = now + Duration::from_millis(1);
         let deadlines = [
-            Some(self.next_heartbeat),
-            self.detector.deadline(now),
+            Some(self.detector.due()),
             self.lease.lapses_at(),
             self.next_fence(now),
             self.containers_deadline(now),
         ];
-        deadlines.into_iter().flatten().min().map(|at| at.max(soon))
+        deadlines.into_iter().flatten().min()
     }
 
     /// The id of this node.
     pub fn id(&self) -> NodeId {
         self.settings.id
+    }
+
+    /// The peers that this node watches, each with the life that was last heard.
+    pub fn watched(&self) -> impl Iterator<Item = (NodeId, Incarnation, u64)> {
+        self.detector.watched()
+    }
+
+    /// The last heartbeats of a node that stops on purpose.
+    pub fn goodbye(&mut self, now: Time) -> Vec<(NodeId, NetworkId, Heartbeat)> {
+        self.detector.goodbye(now)
     }
 
     /// The view that this node has installed.

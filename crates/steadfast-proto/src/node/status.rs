@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Node, Phase};
 use crate::catalog::{ClusterRow, ContainerRow, NodeRow, View};
+use crate::detect::{Link, Verdict};
 use crate::ids::{ContainerId, Epoch, Incarnation, NetworkId, NodeId};
 use crate::time::Time;
 
@@ -43,6 +44,12 @@ pub struct Status {
     pub networks_suspected: BTreeSet<NetworkId>,
     /// Checkpoint memory it still has to lend, in bytes.
     pub free_bytes: u64,
+    /// What everybody's testimony proves.
+    pub verdicts: Vec<Verdict>,
+    /// The networks whose interface here is down.
+    pub unplugged: BTreeSet<NetworkId>,
+    /// This node's clock when the snapshot was taken.
+    pub now: Time,
 }
 
 /// What is known of another node by its heartbeats.
@@ -54,8 +61,8 @@ pub struct PeerStatus {
     pub silent: Duration,
     /// How long it may be.
     pub timeout: Duration,
-    /// How long it has been silent on each network.
-    pub networks: BTreeMap<NetworkId, Duration>,
+    /// What this node's link to it does on each network.
+    pub links: BTreeMap<NetworkId, Link>,
     /// Whether this node suspects it.
     pub suspected: bool,
     /// Whom it suspects.
@@ -67,19 +74,19 @@ pub struct PeerStatus {
 impl Node {
     /// What this node knows at `now`.
     pub fn status(&self, now: Time) -> Status {
-        let peers = self.peers.iter().map(|(id, peer)| {
-            let (silent, timeout) = self.detector.silence(now, *id).unwrap_or_default();
-            let silent = peer.fresh_at.map_or(silent, |fresh_at| now.since(fresh_at));
+        let peers = self.detector.peers().map(|id| {
+            let (silent, timeout) = self.detector.silence(now, id).unwrap_or_default();
+            let silent = self.detector.heard_at(id).map_or(silent, |heard_at| now.since(heard_at));
             let status = PeerStatus {
-                incarnation: peer.incarnation,
+                incarnation: self.detector.incarnation_of(id).unwrap_or_default().0,
                 silent,
                 timeout,
-                networks: self.detector.arrivals(*id).map(|(network, at)| (network, now.since(at))).collect(),
-                suspected: self.detector.is_suspected(*id),
-                suspects: peer.suspects.clone(),
-                free_bytes: peer.free_bytes,
+                links: self.detector.links(id).collect(),
+                suspected: self.detector.is_suspected(id),
+                suspects: self.detector.suspects_of(id),
+                free_bytes: self.peers.get(&id).map_or(0, |peer| peer.free_bytes),
             };
-            (*id, status)
+            (id, status)
         });
         Status {
             id: self.settings.id,
@@ -98,6 +105,9 @@ impl Node {
             isolated: self.detector.is_isolated(),
             networks_suspected: self.detector.networks_suspected().clone(),
             free_bytes: self.memory.free_bytes,
+            verdicts: self.detector.verdicts().values().cloned().collect(),
+            unplugged: self.detector.unplugged().clone(),
+            now,
         }
     }
 }

@@ -3,16 +3,16 @@
 //! It decides nothing about a datagram's content (`seal` does). A send that would wait is dropped and
 //! counted, because a late heartbeat is worse than a lost one. A receive drains every socket before it
 //! hands anything over, and dates each datagram by the kernel's stamp, so that a pause of this process
-//! does not look like a delay of the network. Read next: `seal`, `os`.
+//! does not look like a delay of the network. What the kernel reports about datagrams that were refused is
+//! drained as well, the moment it comes. Read next: `seal`, `refusal`, `os`.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::select_all;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use steadfast_proto::ids::NetworkId;
@@ -21,10 +21,17 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::os;
+use super::refusal::{PAYLOAD_BYTES_MAX, Recent};
+pub use super::refusal::{Refusal, RefusalKind};
 
 /// Datagrams that one receive hands over at most; what is left is handed over by the next.
 pub const RECEIVE_MAX: usize = 4096;
 
+/// Refusals that wait to be taken at most; more are counted and forgotten.
+pub const REFUSALS_MAX: usize = 256;
+
+/// How often a send is tried that meets the report of another datagram's refusal.
+const ATTEMPTS: usize = 3;
 /// Bytes that the kernel may queue per socket, where it allows as much.
 const QUEUE_BYTES: usize = 1 << 20;
 /// The type of service of network control (CS6), honoured by switches and by the local queue.
@@ -68,6 +75,10 @@ pub struct SocketCounts {
     pub refused: u64,
     /// Datagrams received.
     pub received: u64,
+    /// Reports that a datagram of ours was not delivered.
+    pub refusals: u64,
+    /// Reports about datagrams that we did not send: somebody forges, or they come very late.
+    pub refusals_forged: u64,
 }
 
 #[derive(Debug)]
@@ -79,6 +90,9 @@ struct Network {
     dropped: AtomicU64,
     refused: AtomicU64,
     received: AtomicU64,
+    refusals: AtomicU64,
+    refusals_forged: AtomicU64,
+    recent: Mutex<Recent>,
 }
 
 /// The sending half: cheap to clone, never waits.
@@ -92,6 +106,9 @@ pub struct Sender {
 pub struct Receiver {
     networks: Arc<[Network]>,
     datagrams: Vec<Datagram>,
+    refusals: Vec<Refusal>,
+    /// Used again for every report.
+    report: os::Slot,
     /// When each network's socket was last seen empty: nothing newer can have arrived before that.
     drained: Vec<Time>,
 }
@@ -145,14 +162,13 @@ pub fn bind(networks: &[(NetworkId, SocketAddr)]) -> Result<(Sender, Receiver), 
     for (id, address) in networks {
         let made = open(*address).and_then(|socket| Ok((socket.local_addr()?, socket)));
         let (local, socket) = made.map_err(|source| BindError { network: *id, address: *address, source })?;
-        let zero = || AtomicU64::new(0);
-        let (sent, dropped, refused, received) = (zero(), zero(), zero(), zero());
-        opened.push(Network { id: *id, socket, local, sent, dropped, refused, received });
+        opened.push(Network::new(*id, socket, local));
     }
     let networks: Arc<[Network]> = opened.into();
     let drained = vec![now(); networks.len()];
     let sender = Sender { networks: Arc::clone(&networks) };
-    Ok((sender, Receiver { networks, datagrams: Vec::new(), drained }))
+    let (datagrams, refusals) = (Vec::new(), Vec::new());
+    Ok((sender, Receiver { networks, datagrams, refusals, report: os::Slot::new(), drained }))
 }
 
 impl Sender {
@@ -161,10 +177,14 @@ impl Sender {
         let Some(network) = self.networks.iter().find(|one| one.id == network) else {
             return Sent::NoNetwork;
         };
+        // Before it leaves: on loopback the refusal is there before the call returns.
+        network.recent().note(to, bytes);
         // An error that an earlier datagram provoked (its peer's port was closed) is reported by the
-        // next call and consumes nothing of this one, so it is tried a second time.
+        // next call and consumes nothing of this one, so it is tried again.
         let to = to.into();
-        for attempt in 0..2 {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             // Straight to the kernel: the runtime's own `try_send_to` refuses until it has polled once.
             match SockRef::from(&network.socket).send_to(bytes, &to) {
                 Ok(_) => {
@@ -175,15 +195,13 @@ impl Sender {
                     network.dropped.fetch_add(1, Ordering::Relaxed);
                     return Sent::Dropped;
                 }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && attempt == 0 => {}
+                Err(error) if is_report(error.kind()) && attempt < ATTEMPTS => {}
                 Err(error) => {
                     network.refused.fetch_add(1, Ordering::Relaxed);
                     return Sent::Refused(error.kind());
                 }
             }
         }
-        network.refused.fetch_add(1, Ordering::Relaxed);
-        Sent::Refused(io::ErrorKind::ConnectionRefused)
     }
 
     /// The address that a network's socket is bound to.
@@ -202,6 +220,8 @@ impl Sender {
             dropped: read(&network.dropped),
             refused: read(&network.refused),
             received: read(&network.received),
+            refusals: read(&network.refusals),
+            refusals_forged: read(&network.refusals_forged),
         })
     }
 }
@@ -209,30 +229,68 @@ impl Sender {
 impl Receiver {
     /// Waits until something arrives on any network, then gives everything that is there.
     ///
-    /// Cancelling loses nothing.
+    /// What it gives may be empty: then the kernel reported refusals and nothing else, and they wait for
+    /// [`Receiver::take_refusals`]. Cancelling loses nothing.
     ///
     /// # Errors
     /// A socket failed for good; errors that single datagrams provoked are passed over.
     pub async fn receive(&mut self) -> io::Result<&mut [Datagram]> {
         loop {
-            self.wait_readable().await?;
+            self.wait_ready().await?;
+            // Reports first: while one waits, the kernel answers the next receive with its error.
+            let is_refused = self.drain_errors()?;
             let count = self.drain()?;
-            if count > 0 {
+            if count > 0 || is_refused {
                 return Ok(self.datagrams.get_mut(..count).unwrap_or_default());
             }
         }
     }
 
-    async fn wait_readable(&self) -> io::Result<()> {
-        poll_fn(|ctx| {
-            for network in self.networks.iter() {
-                if let Poll::Ready(result) = network.socket.poll_recv_ready(ctx) {
-                    return Poll::Ready(result);
+    /// Gives what the kernel reported about datagrams of ours since the last time, oldest first.
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refusals)
+    }
+
+    async fn wait_ready(&self) -> io::Result<()> {
+        // A report alone makes a socket ready for nothing but errors.
+        let interest = Interest::READABLE.add(Interest::ERROR);
+        let waits = self.networks.iter().map(|network| Box::pin(network.socket.ready(interest)));
+        let waits: Vec<_> = waits.collect();
+        if waits.is_empty() {
+            return std::future::pending().await;
+        }
+        select_all(waits).await.0.map(|_| ())
+    }
+
+    /// Empties the error queues; whether there was a refusal.
+    fn drain_errors(&mut self) -> io::Result<bool> {
+        let before = self.refusals.len();
+        let networks = Arc::clone(&self.networks);
+        for (network, drained) in networks.iter().zip(&self.drained) {
+            // Bounded, so that a flood of reports does not keep the datagrams waiting.
+            for _ in 0..REFUSALS_MAX {
+                let slot = &mut self.report;
+                let next = network
+                    .socket
+                    .try_io(Interest::ERROR, || os::receive_error(network.socket.as_fd(), slot));
+                let report = match next {
+                    Ok(Some(report)) => report,
+                    Ok(None) => continue,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if is_report(error.kind()) => continue,
+                    Err(error) => return Err(error),
+                };
+                let Some(refusal) = network.refusal(&report, slot, *drained) else { continue };
+                network.refusals.fetch_add(1, Ordering::Relaxed);
+                if !refusal.genuine {
+                    network.refusals_forged.fetch_add(1, Ordering::Relaxed);
+                }
+                if self.refusals.len() < REFUSALS_MAX {
+                    self.refusals.push(refusal);
                 }
             }
-            Poll::Pending
-        })
-        .await
+        }
+        Ok(self.refusals.len() > before)
     }
 
     fn drain(&mut self) -> io::Result<usize> {
@@ -262,6 +320,38 @@ impl Receiver {
             network.received.fetch_add(received, Ordering::Relaxed);
         }
         Ok(count)
+    }
+}
+
+impl Network {
+    fn new(id: NetworkId, socket: UdpSocket, local: SocketAddr) -> Self {
+        let zero = || AtomicU64::new(0);
+        let recent = Mutex::default();
+        let (sent, dropped, refused, received) = (zero(), zero(), zero(), zero());
+        let (refusals, refusals_forged) = (zero(), zero());
+        Self { id, socket, local, sent, dropped, refused, received, refusals, refusals_forged, recent }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads one report; `None` when it says nothing about who can be reached.
+    fn refusal(&self, report: &os::ErrorReport, slot: &os::Slot, earliest: Time) -> Option<Refusal> {
+        let peer = slot.from?;
+        let is_from_peer = report.offender.is_some_and(|offender| offender.ip() == peer.ip());
+        let kind = match report.errno {
+            // A firewall on the way may say that a port is closed; only the peer's own kernel knows.
+            libc::ECONNREFUSED if report.is_icmp && is_from_peer => RefusalKind::Port,
+            libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::EACCES => RefusalKind::Host,
+            libc::ENETUNREACH | libc::ENETDOWN => RefusalKind::Network,
+            _ => return None,
+        };
+        let returned = slot.buffer.get(..slot.length).unwrap_or_default();
+        let genuine = self.recent().is_ours(peer, returned);
+        let received = Clocks::read().date(slot.stamp_realtime_ns, earliest);
+        let payload = returned.iter().copied().take(PAYLOAD_BYTES_MAX).collect();
+        Some(Refusal { network: self.id, peer, kind, received, payload, genuine })
     }
 }
 
@@ -300,20 +390,34 @@ fn is_report(kind: io::ErrorKind) -> bool {
     .contains(&kind)
 }
 
-/// Converts the kernel's wall-clock stamps to this node's clock.
-///
-/// A stamp can't be later than now nor earlier than the moment the socket was last seen empty, which
-/// bounds what a step of the wall clock between arrival and here can do.
+/// Both clocks, read together.
+struct Clocks {
+    boot_ns: u64,
+    wall_ns: u64,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        Self { boot_ns: read_clock(ClockId::Boottime), wall_ns: read_clock(ClockId::Realtime) }
+    }
+
+    /// Converts the kernel's wall-clock stamp to this node's clock.
+    ///
+    /// A stamp can't be later than now nor earlier than the moment the socket was last seen empty, which
+    /// bounds what a step of the wall clock between arrival and here can do.
+    fn date(&self, stamp_realtime_ns: Option<u64>, earliest: Time) -> Time {
+        let age_ns = stamp_realtime_ns.map_or(0, |stamp| self.wall_ns.saturating_sub(stamp));
+        Time::from_nanos(self.boot_ns.saturating_sub(age_ns)).max(earliest)
+    }
+}
+
 fn date(batch: &mut [Datagram], network: NetworkId, earliest: Time) {
     if batch.is_empty() {
         return;
     }
-    let boot_ns = read_clock(ClockId::Boottime);
-    let wall_ns = read_clock(ClockId::Realtime);
+    let clocks = Clocks::read();
     for datagram in batch {
-        let age_ns = datagram.slot.stamp_realtime_ns.map_or(0, |stamp| wall_ns.saturating_sub(stamp));
-        let received = Time::from_nanos(boot_ns.saturating_sub(age_ns));
-        datagram.received = received.max(earliest);
+        datagram.received = clocks.date(datagram.slot.stamp_realtime_ns, earliest);
         datagram.network = network;
     }
 }
@@ -331,6 +435,7 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_recv_buffer_size(QUEUE_BYTES),
         socket.set_send_buffer_size(QUEUE_BYTES),
         os::enable_time_stamps(socket.as_fd()),
+        os::enable_error_queue(socket.as_fd(), address),
     ];
     for error in improvements.into_iter().filter_map(Result::err) {
         tracing::debug!(%address, %error, "a datagram socket goes without one of its options");

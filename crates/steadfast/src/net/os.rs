@@ -1,13 +1,18 @@
-//! The system calls that have no safe wrapper: receive many datagrams with the kernel's time stamps.
+//! The system calls that have no safe wrapper: receive many datagrams with the kernel's time stamps, fetch
+//! its error reports, and ask what it knows about a TCP connection.
 //!
-//! This is the one file of the crate with `unsafe`: `recvmmsg` and the option that turns stamps on exist
-//! in no safe library. It decides nothing. Read next: `datagram`, its only caller.
+//! This is the one file of the crate with `unsafe`: `recvmmsg`, the error queue, `TCP_INFO` and the options
+//! that turn them on exist in no safe library. It decides nothing. Read next: `datagram` and `watch`, its
+//! callers.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Datagrams that one system call fetches at most.
 pub(super) const BATCH: usize = 32;
@@ -32,19 +37,24 @@ impl Slot {
 
 /// Asks the kernel to stamp each datagram at arrival.
 pub(super) fn enable_time_stamps(socket: BorrowedFd<'_>) -> io::Result<()> {
+    enable(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)
+}
+
+/// Asks the kernel to queue a report for each datagram that comes back refused.
+pub(super) fn enable_error_queue(socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => enable(socket, libc::IPPROTO_IP, libc::IP_RECVERR),
+        SocketAddr::V6(_) => enable(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    }
+}
+
+fn enable(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four fits");
     // SAFETY: the descriptor is borrowed and so open; the pointer and length describe `on`, which lives
     // across the call; the kernel only reads it.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_TIMESTAMPNS,
-            ptr::from_ref(&on).cast(),
-            length,
-        )
-    };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, ptr::from_ref(&on).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -96,6 +106,130 @@ pub(super) fn receive<T: AsMut<Slot>>(socket: BorrowedFd<'_>, slots: &mut [T]) -
     Ok(received)
 }
 
+/// One error report: why a datagram, whose head and destination stand in a [`Slot`], was not delivered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ErrorReport {
+    pub(super) errno: i32,
+    /// Whether it came in an ICMP message, not from this machine's own routing.
+    pub(super) is_icmp: bool,
+    /// Who sent that message.
+    pub(super) offender: Option<SocketAddr>,
+}
+
+/// Fetches the oldest error report into `slot`; never waits. `None` is a report of another kind.
+pub(super) fn receive_error(socket: BorrowedFd<'_>, slot: &mut Slot) -> io::Result<Option<ErrorReport>> {
+    let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    let mut control: Control = [0; 32];
+    let mut part = libc::iovec { iov_base: slot.buffer.as_mut_ptr().cast(), iov_len: slot.buffer.len() };
+    // SAFETY: `msghdr` is a C struct of integers and pointers, for which all zeroes are valid.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_name = name.as_mut_ptr().cast();
+    message.msg_namelen = libc::socklen_t::try_from(size_of::<libc::sockaddr_storage>()).expect("128 fits");
+    message.msg_iov = ptr::from_mut(&mut part);
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    // SAFETY: the header points to one buffer, name and control area, which live in this frame or in
+    // `slot` and have the lengths given beside them. The descriptor is borrowed and so open.
+    let received = unsafe {
+        libc::recvmsg(
+            socket.as_raw_fd(),
+            ptr::from_mut(&mut message),
+            libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
+        )
+    };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    slot.length = received.min(BUFFER_BYTES);
+    // SAFETY: the storage was zeroed before the call and the kernel wrote at most its length.
+    slot.from = address(unsafe { name.assume_init_ref() });
+    slot.stamp_realtime_ns = stamp(&message);
+    Ok(error_report(&message))
+}
+
+fn error_report(message: &libc::msghdr) -> Option<ErrorReport> {
+    // The report and, behind it, the address of who sent it, as the kernel lays them out.
+    #[repr(C)]
+    struct WithOffender {
+        error: libc::sock_extended_err,
+        offender: libc::sockaddr_in6,
+    }
+    let mut found = None;
+    each_control(message, |header, data, length| {
+        let is_error = matches!(
+            (header.cmsg_level, header.cmsg_type),
+            (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+        );
+        if !is_error || length < size_of::<libc::sock_extended_err>() {
+            return;
+        }
+        let mut whole = MaybeUninit::<WithOffender>::zeroed();
+        // SAFETY: `data` has `length` bytes; at most the struct's size of them is copied into it, the rest of
+        // it stays zero, and any byte pattern is valid for its integers.
+        let whole = unsafe {
+            let count = length.min(size_of::<WithOffender>());
+            ptr::copy_nonoverlapping(data, whole.as_mut_ptr().cast(), count);
+            whole.assume_init()
+        };
+        let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
+        // SAFETY: the storage is larger and at least as aligned as an IPv6 address; the rest stays zero.
+        let offender = unsafe {
+            storage.as_mut_ptr().cast::<libc::sockaddr_in6>().write(whole.offender);
+            address(storage.assume_init_ref())
+        };
+        found = Some(ErrorReport {
+            errno: i32::try_from(whole.error.ee_errno).unwrap_or_default(),
+            is_icmp: [libc::SO_EE_ORIGIN_ICMP, libc::SO_EE_ORIGIN_ICMP6].contains(&whole.error.ee_origin),
+            offender,
+        });
+    });
+    found
+}
+
+/// Lets a task wait until a descriptor can be read. Must be called within a tokio runtime.
+pub(super) fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor from here until it is dropped, and nobody else closes it.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(registered?)
+}
+
+/// What the kernel knows about one TCP connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TcpState {
+    pub(super) last_ack_received_ms: u32,
+    pub(super) last_data_received_ms: u32,
+    pub(super) retransmits: u8,
+    pub(super) unacked: u32,
+    pub(super) rtt_us: u32,
+}
+
+/// Asks the kernel for the state of a TCP connection.
+pub(super) fn tcp_state(socket: BorrowedFd<'_>) -> io::Result<TcpState> {
+    // SAFETY: `tcp_info` is a C struct of integers, for which all zeroes are valid.
+    let mut info: libc::tcp_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).expect("some hundred bytes");
+    // SAFETY: the descriptor is borrowed and so open; the kernel writes at most `length` bytes to `info`,
+    // which lives across the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            ptr::from_mut(&mut info).cast(),
+            ptr::from_mut(&mut length),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(TcpState {
+        last_ack_received_ms: info.tcpi_last_ack_recv,
+        last_data_received_ms: info.tcpi_last_data_recv,
+        retransmits: info.tcpi_retransmits,
+        unacked: info.tcpi_unacked,
+        rtt_us: info.tcpi_rtt,
+    })
+}
+
 fn address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     match libc::c_int::from(storage.ss_family) {
         libc::AF_INET => {
@@ -117,22 +251,36 @@ fn address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 }
 
 fn stamp(message: &libc::msghdr) -> Option<u64> {
+    let mut found = None;
+    each_control(message, |header, data, length| {
+        let is_stamp = header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_TIMESTAMPNS;
+        if !is_stamp || length < size_of::<libc::timespec>() {
+            return;
+        }
+        // SAFETY: `data` has at least the bytes of a `timespec`; it is read without assuming alignment.
+        let time: libc::timespec = unsafe { ptr::read_unaligned(data.cast()) };
+        let (seconds, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
+        if let (Ok(seconds), Ok(nanos)) = (seconds, nanos) {
+            found = seconds.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(nanos));
+        }
+    });
+    found
+}
+
+/// Shows each control message: its header, and where its data lies and how long that is.
+fn each_control(message: &libc::msghdr, mut visit: impl FnMut(&libc::cmsghdr, *const u8, usize)) {
     // SAFETY: the kernel filled the control area of this header, which is still alive in the caller's
     // frame, and set `msg_controllen` to what it used; the macros stay within it.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !control.is_null() {
         // SAFETY: a pointer that the macros give is a whole, aligned header inside the control area.
         let header = unsafe { &*control };
-        if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_TIMESTAMPNS {
-            // SAFETY: a message of this type carries one `timespec`; it is read without assuming
-            // alignment.
-            let time: libc::timespec = unsafe { ptr::read_unaligned(libc::CMSG_DATA(control).cast()) };
-            let seconds = u64::try_from(time.tv_sec).ok()?;
-            let nanos = u64::try_from(time.tv_nsec).ok()?;
-            return seconds.checked_mul(1_000_000_000)?.checked_add(nanos);
-        }
+        // SAFETY: the macro only adds the size of the header to the pointer.
+        let data: *const u8 = unsafe { libc::CMSG_DATA(control) };
+        let before = data.addr().saturating_sub(control.addr());
+        let length = header.cmsg_len as usize;
+        visit(header, data, length.saturating_sub(before));
         // SAFETY: as for the first header; `control` came from the same message.
         control = unsafe { libc::CMSG_NXTHDR(message, control) };
     }
-    None
 }

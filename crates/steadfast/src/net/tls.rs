@@ -34,17 +34,22 @@ pub enum Protocol {
     Rpc,
     /// The HTTP API for other nodes; both sides show a node certificate.
     Api,
+    /// One idle connection per watched edge; both sides show a node certificate.
+    Watch,
     /// A join; the client has no certificate yet and pins the CA.
     Join,
 }
 
 impl Protocol {
+    const ALL: [Self; 4] = [Self::Rpc, Self::Api, Self::Watch, Self::Join];
+
     /// The name in the handshake.
     #[must_use]
     pub const fn alpn(self) -> &'static [u8] {
         match self {
             Self::Rpc => b"steadfast-rpc/1",
             Self::Api => b"steadfast-api/1",
+            Self::Watch => b"steadfast-watch/1",
             Self::Join => b"steadfast-join/1",
         }
     }
@@ -52,7 +57,7 @@ impl Protocol {
     /// The protocol of a name that the handshake agreed on.
     #[must_use]
     pub fn from_alpn(name: &[u8]) -> Option<Self> {
-        [Self::Rpc, Self::Api, Self::Join].into_iter().find(|one| one.alpn() == name)
+        Self::ALL.into_iter().find(|one| one.alpn() == name)
     }
 }
 
@@ -209,6 +214,7 @@ pub struct Credentials {
     server: Arc<ServerConfig>,
     rpc: Arc<ClientConfig>,
     api: Arc<ClientConfig>,
+    watch: Arc<ClientConfig>,
 }
 
 impl Credentials {
@@ -242,8 +248,7 @@ impl Credentials {
             .with_protocol_versions(&[&version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key().into())?;
-        server.alpn_protocols =
-            [Protocol::Rpc, Protocol::Api, Protocol::Join].map(|one| one.alpn().to_vec()).into();
+        server.alpn_protocols = Protocol::ALL.map(|one| one.alpn().to_vec()).into();
         let client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])?
             .with_root_certificates(roots)
@@ -254,7 +259,7 @@ impl Credentials {
             Arc::new(config)
         };
         let (rpc, api) = (with_alpn(Protocol::Rpc), with_alpn(Protocol::Api));
-        Ok(Self { node, server: Arc::new(server), rpc, api })
+        Ok(Self { node, server: Arc::new(server), rpc, api, watch: with_alpn(Protocol::Watch) })
     }
 
     /// This node.
@@ -273,6 +278,10 @@ impl Credentials {
 
     pub(crate) fn api_client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.api)
+    }
+
+    pub(crate) fn watch_client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.watch)
     }
 }
 

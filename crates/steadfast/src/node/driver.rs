@@ -7,23 +7,30 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use steadfast_proto::catalog::{Change, NodeRow, encode_row};
+use steadfast_proto::detect::Opinion;
 use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
 use steadfast_proto::machine::Machine;
 use steadfast_proto::node::{Batch, Event, Input, Job, JobId, Node, Proposal, RequestId, Row};
 use steadfast_proto::time::Time;
 use steadfast_proto::wire::Heartbeat;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::rows::Rows;
+use super::witness::{self, Witness};
 use super::{
-    Addresses, Command, LEADER_POLL, Noticed, Parts, Report, SpawnError, TIMELINE_MAX, Waiting, network_ids,
+    Addresses, Command, DatagramCounts, LEADER_POLL, Noticed, Parts, Report, SpawnError, TIMELINE_MAX,
+    Waiting, network_ids,
 };
 use crate::catalog::{CatalogError, Txn};
-use crate::net::datagram::{self, Datagram, Receiver, Sender};
-use crate::net::seal::{Opener, Sealer};
+use crate::net::carrier::Carrier;
+use crate::net::datagram::{self, Datagram, Receiver, Refusal, Sender};
+use crate::net::seal::{Introduced, Opener, Sealer};
 
 /// How often a transaction is tried again after an outcome that changed nothing for certain.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an echo proves that a peer knows this session; then it is introduced again.
+const INTRODUCED_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// Where events go.
 pub(super) struct Publisher {
@@ -63,11 +70,15 @@ struct Driver {
     sender: Sender,
     sealer: Sealer,
     opener: Opener,
+    introduced: Introduced,
     addresses: Addresses,
     engine_ids: BTreeMap<u64, NodeId>,
     leader: Option<NodeId>,
     inputs: mpsc::UnboundedSender<Command>,
     publisher: Publisher,
+    witness: Witness,
+    /// Authentic datagrams that held no heartbeat.
+    malformed: u64,
     waiting: Waiting,
     next_request: u64,
     /// Used again for every datagram.
@@ -89,17 +100,24 @@ pub(super) fn start(
         parts.settings.networks.iter().copied().zip(parts.addresses.iter().map(|(_, at)| *at)).collect();
     let guard = runtime.enter();
     let (sender, receiver) = datagram::bind(&bound)?;
-    drop(guard);
     let newest =
         parts.keys.iter().max_by_key(|key| key.epoch).expect("a member holds at least one cluster key");
     let sealer =
         Sealer::new(parts.cluster, newest, parts.settings.id, parts.settings.incarnation, parts.boot_salt);
     let opener = Opener::new(parts.cluster, &parts.keys);
+    let carrier = witness::open_carrier(&bound);
+    drop(guard);
+    let settings = &parts.settings;
+    let witness =
+        Witness::new(parts.runtime.clone(), parts.watch.as_ref(), settings.incarnation, settings.boot);
     let driver = Driver {
+        witness,
+        malformed: 0,
         node: Node::new(parts.settings.clone(), datagram::now()),
         sender,
         sealer,
         opener,
+        introduced: Introduced::new(datagram::now(), INTRODUCED_AGE_MAX),
         addresses: Addresses::new(),
         engine_ids: BTreeMap::new(),
         leader: None,
@@ -113,13 +131,18 @@ pub(super) fn start(
     };
     std::thread::Builder::new()
         .name("node".to_owned())
-        .spawn(move || runtime.block_on(driver.run(receiver, commands)))
+        .spawn(move || runtime.block_on(driver.run(receiver, carrier, commands)))
         .map_err(SpawnError::Thread)?;
     Ok(())
 }
 
 impl Driver {
-    async fn run(mut self, mut receiver: Receiver, mut commands: mpsc::UnboundedReceiver<Command>) {
+    async fn run(
+        mut self,
+        mut receiver: Receiver,
+        mut carrier: Option<Carrier>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) {
         let mut inputs = Vec::new();
         let mut rows = Rows::begin(Arc::clone(&self.parts.catalog), &self.parts.runtime, &mut inputs);
         let mut leader_poll = tokio::time::interval(LEADER_POLL);
@@ -131,14 +154,18 @@ impl Driver {
             tokio::select! {
                 biased;
                 received = receiver.receive() => match received {
-                    Ok(datagrams) => self.receive(datagrams),
+                    Ok(datagrams) => {
+                        self.receive(datagrams);
+                        self.refused(&receiver.take_refusals());
+                    }
                     Err(error) => {
                         tracing::error!(%error, "the heartbeat sockets failed; this node stops");
                         return;
                     }
                 },
                 command = commands.recv() => match command {
-                    None | Some(Command::Stop) => return,
+                    None => return,
+                    Some(Command::Stop(stopped)) => return self.stop(stopped).await,
                     Some(command) => self.obey(command),
                 },
                 () = tokio::time::sleep(wake) => {
@@ -146,13 +173,19 @@ impl Driver {
                     while let Some(Ok(datagrams)) = receiver.receive().now_or_never() {
                         self.receive(datagrams);
                     }
+                    self.refused(&receiver.take_refusals());
                     self.step(Input::Deadline);
                 }
+                Some(testimony) = self.witness.next() => self.step(testimony),
+                interface = witness::interface(&mut carrier) => self.step(interface),
                 result = rows.next(&mut inputs) => if let Err(error) = result {
                     tracing::error!(%error, "the catalog closed; this node stops");
                     return;
                 },
-                _ = leader_poll.tick() => self.look_at_leader(rows.leader()),
+                _ = leader_poll.tick() => {
+                    self.look_at_leader(rows.leader());
+                    self.witness.watch(self.node.watched(), &self.addresses);
+                }
             }
         }
     }
@@ -177,11 +210,35 @@ impl Driver {
             let (from, incarnation) = (opened.source, opened.incarnation);
             match Heartbeat::decode(opened.payload) {
                 Ok(heartbeat) => {
+                    if heartbeat.challenge == self.parts.settings.boot {
+                        let sent_at = heartbeat.echo.map(|echo| echo.sent_at);
+                        self.introduced.echoed(datagram::now(), from, network, sent_at);
+                    }
                     self.step(Input::Heard { from, incarnation, network, received_at, heartbeat });
                 }
-                Err(error) => tracing::warn!(%from, %error, "an authentic datagram holds no heartbeat"),
+                Err(error) => {
+                    self.malformed += 1;
+                    tracing::warn!(%from, %error, "an authentic datagram holds no heartbeat");
+                }
             }
         }
+    }
+
+    fn refused(&mut self, refusals: &[Refusal]) {
+        for refusal in refusals {
+            if let Some(testimony) = self.witness.refused(refusal, &self.addresses) {
+                self.step(testimony);
+            }
+        }
+    }
+
+    async fn stop(mut self, stopped: oneshot::Sender<()>) {
+        for (to, network, heartbeat) in self.node.goodbye(datagram::now()) {
+            self.send(to, network, &heartbeat);
+        }
+        self.witness.goodbye().await;
+        // Whoever asked may be gone.
+        let _ = stopped.send(());
     }
 
     fn look_at_leader(&mut self, leader: Option<u64>) {
@@ -198,6 +255,12 @@ impl Driver {
             Command::Status(reply) => {
                 let _ = reply.send(self.node.status(datagram::now()));
             }
+            Command::Datagrams(reply) => {
+                let counts = self.opener.counts();
+                let opened = counts.opened.saturating_sub(self.malformed);
+                let rejected = counts.iter().collect();
+                let _ = reply.send(DatagramCounts { opened, malformed: self.malformed, rejected });
+            }
             Command::Keeps(sealed, reply) => {
                 let kept = sealed
                     .into_iter()
@@ -213,7 +276,7 @@ impl Driver {
                 self.waiting.insert(id, reply);
                 self.step(Input::Request(id, request));
             }
-            Command::Stop => {}
+            Command::Stop(_) => {}
         }
     }
 
@@ -229,6 +292,8 @@ impl Driver {
         let newest = newest.expect("a member holds at least one cluster key");
         let (id, salt) = (self.parts.settings.id, self.parts.boot_salt);
         self.sealer = Sealer::new(self.parts.cluster, newest, id, incarnation, salt);
+        self.introduced.restart(datagram::now());
+        self.witness.renumber(incarnation);
     }
 
     fn step(&mut self, input: Input) {
@@ -240,6 +305,12 @@ impl Driver {
         self.node.step(now, input, &mut batch);
         for (to, network, heartbeat) in batch.send {
             self.send(to, network, &heartbeat);
+        }
+        for peer in batch.probe {
+            if let Some(testimony) = self.witness.probe(now, peer) {
+                // It returns like any other input, after this step.
+                let _ = self.inputs.send(Command::Input(Box::new(testimony)));
+            }
         }
         for proposal in batch.propose {
             self.propose(proposal);
@@ -263,6 +334,7 @@ impl Driver {
         let Some(row) = row else {
             self.addresses.remove(&id);
             self.opener.forget(id);
+            self.introduced.forget(id);
             return;
         };
         self.engine_ids.insert(row.engine_id, id);
@@ -277,7 +349,8 @@ impl Driver {
         self.plain.clear();
         self.sealed.clear();
         heartbeat.encode(&mut self.plain);
-        match self.sealer.seal(network, &self.plain, &mut self.sealed) {
+        let form = self.introduced.form(datagram::now(), to, network);
+        match self.sealer.seal(network, form, &self.plain, &mut self.sealed) {
             Ok(_) => {
                 self.sender.send(network, address, &self.sealed);
             }
@@ -336,6 +409,12 @@ fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowE
 
 fn log(event: &Event) {
     match event {
+        Event::Opinion(Opinion::Verdict(verdict)) => {
+            tracing::info!(class = ?verdict.class, subject = ?verdict.subject, evidence = ?verdict.evidence, "verdict");
+        }
+        Event::Opinion(Opinion::Over(verdict)) => {
+            tracing::info!(class = ?verdict.class, subject = ?verdict.subject, "the verdict is over");
+        }
         Event::Opinion(opinion) => tracing::info!(?opinion, "opinion"),
         Event::Installed(view) => {
             tracing::info!(view = view.id.0, members = view.members.len(), reason = ?view.reason, "view installed");

@@ -3,10 +3,12 @@
 //!
 //! It runs on a thread of its own with the heartbeat sockets, and never waits for a disk, a lock or bulk traffic:
 //! proposals and jobs go to the runtime that its caller names, and their outcomes come back as inputs. It decides
-//! nothing itself. Read next: `driver` (the loop), `rows` (how committed rows reach the core).
+//! nothing itself. Read next: `driver` (the loop), `rows` (how committed rows reach the core),
+//! `witness` (what the kernel testifies).
 
 mod driver;
 mod rows;
+mod witness;
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -19,6 +21,8 @@ use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, N
 use steadfast_proto::node::{Event, Input, Job, Outcome, Request, RequestId, Settings, Status};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
+
+pub use witness::WatchParts;
 
 use crate::catalog::Catalog;
 use crate::identity::ClusterKey;
@@ -43,8 +47,10 @@ pub struct Parts {
     pub catalog: Arc<dyn Catalog>,
     /// Carries out the jobs.
     pub worker: Arc<dyn Worker>,
-    /// Where proposals wait for the catalog.
+    /// Where proposals wait for the catalog, and watch connections live.
     pub runtime: Handle,
+    /// With what watch connections are made and taken; without, the kernel testifies by refusals alone.
+    pub watch: Option<WatchParts>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -85,9 +91,10 @@ impl Report {
 enum Command {
     Input(Box<Input>),
     Status(oneshot::Sender<Status>),
+    Datagrams(oneshot::Sender<DatagramCounts>),
     Keeps(Vec<(ContainerId, Epoch, u64, Digest)>, oneshot::Sender<Vec<bool>>),
     Request(Request, oneshot::Sender<Result<CheckpointRef, String>>),
-    Stop,
+    Stop(oneshot::Sender<()>),
 }
 
 /// An event and when it was noticed.
@@ -99,6 +106,17 @@ pub struct Noticed {
     pub sequence: u64,
     /// What happened.
     pub event: Event,
+}
+
+/// What became of the datagrams that reached a node's heartbeat sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatagramCounts {
+    /// Those that were authentic and heartbeats.
+    pub opened: u64,
+    /// Those that were authentic and no heartbeats.
+    pub malformed: u64,
+    /// Those that were rejected before anything behind their seal was read, by reason.
+    pub rejected: std::collections::BTreeMap<&'static str, u64>,
 }
 
 /// Why a node could not be started.
@@ -162,6 +180,16 @@ impl NodeHandle {
         answer.await.map_err(|_| Stopped)
     }
 
+    /// How many datagrams were opened and rejected since the start.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub async fn datagrams(&self) -> Result<DatagramCounts, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.inputs.send(Command::Datagrams(reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
     /// Takes a checkpoint of a container that this node runs, and returns once it is committed.
     ///
     /// # Errors
@@ -213,9 +241,13 @@ impl NodeHandle {
         self.timeline.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Stops the node; its containers freeze when their lease ends.
-    pub fn stop(&self) {
-        let _ = self.inputs.send(Command::Stop);
+    /// Stops the node, which says goodbye to its peers; its containers freeze when their lease ends.
+    pub async fn stop(&self) {
+        let (stopped, wait) = oneshot::channel();
+        if self.inputs.send(Command::Stop(stopped)).is_ok() {
+            // A node that has stopped already does not answer.
+            let _ = wait.await;
+        }
     }
 
     fn input(&self, input: Input) {

@@ -64,9 +64,9 @@ impl Default for Limits {
 /// An accepted connection that is not for calls.
 #[derive(Debug)]
 pub struct Accepted {
-    /// `Api` or `Join`.
+    /// `Api`, `Watch` or `Join`.
     pub protocol: Protocol,
-    /// Who it is; always set for `Api`.
+    /// Who it is; always set for `Api` and `Watch`.
     pub peer: Option<NodeId>,
     /// Where it comes from.
     pub remote: SocketAddr,
@@ -89,6 +89,7 @@ struct Inner {
     handlers: RwLock<BTreeMap<u8, Arc<Handler>>>,
     allow: RwLock<Arc<Allow>>,
     streams: RwLock<Option<Arc<StreamHandler>>>,
+    watches: RwLock<Option<Arc<StreamHandler>>>,
     connections: Mutex<BTreeMap<NodeId, VecDeque<AbortHandle>>>,
     handshakes: Arc<Semaphore>,
     stream_places: Arc<Semaphore>,
@@ -109,6 +110,7 @@ impl Services {
             handlers: RwLock::default(),
             allow: RwLock::new(Arc::new(|_| true)),
             streams: RwLock::new(None),
+            watches: RwLock::new(None),
             connections: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             stream_places: Arc::new(Semaphore::new(limits.streams_max)),
@@ -152,6 +154,14 @@ impl Services {
         *self.inner.streams.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(handler));
     }
 
+    /// Hands every watch connection to `handler`, which bounds them itself: they must not wait for a place.
+    pub fn set_watches<F>(&self, handler: F)
+    where
+        F: Fn(Accepted) -> BoxFuture<()> + Send + Sync + 'static,
+    {
+        *self.inner.watches.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(handler));
+    }
+
     /// Closes every connection on which `node` calls: it was removed.
     pub fn close_peer(&self, node: NodeId) {
         let handles = self.inner.lock_connections().remove(&node);
@@ -163,6 +173,7 @@ impl Services {
         self.set_allow(|_| false);
         self.inner.handlers.write().unwrap_or_else(PoisonError::into_inner).clear();
         *self.inner.streams.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.inner.watches.write().unwrap_or_else(PoisonError::into_inner) = None;
         let connections = std::mem::take(&mut *self.inner.lock_connections());
         connections.into_values().flatten().for_each(|handle| handle.abort());
     }
@@ -311,13 +322,24 @@ fn dispatch(stream: TlsStream<Wire>, remote: SocketAddr, services: &Services) {
         (Some(Protocol::Api), Some(peer)) if services.is_allowed(peer) => {
             hand_over(Accepted { protocol: Protocol::Api, peer: Some(peer), remote, stream }, services);
         }
+        (Some(Protocol::Watch), Some(peer)) if services.is_allowed(peer) => {
+            let handler = services.inner.watches.read().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(handler) = handler {
+                tokio::spawn(handler(Accepted {
+                    protocol: Protocol::Watch,
+                    peer: Some(peer),
+                    remote,
+                    stream,
+                }));
+            }
+        }
         (Some(Protocol::Join), peer) => {
             hand_over(Accepted { protocol: Protocol::Join, peer, remote, stream }, services);
         }
-        (Some(Protocol::Rpc | Protocol::Api), Some(peer)) => {
+        (Some(Protocol::Rpc | Protocol::Api | Protocol::Watch), Some(peer)) => {
             tracing::debug!(%remote, %peer, "a node that is no member was turned away");
         }
-        (Some(Protocol::Rpc | Protocol::Api) | None, _) => {
+        (Some(Protocol::Rpc | Protocol::Api | Protocol::Watch) | None, _) => {
             tracing::debug!(%remote, "a connection without certificate or protocol was closed");
         }
     }

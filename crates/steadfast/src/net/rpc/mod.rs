@@ -24,6 +24,7 @@ use steadfast_proto::ids::NodeId;
 pub use frame::read_frames;
 pub use frame::{BODY_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, decode_header};
 pub use listener::{Accepted, Limits, ListenError, Listener, Services};
+pub(super) use peers::connect_any;
 pub use peers::{ApiStream, JoinConnectError, Peers, connect_join};
 
 /// What TLS runs over: a TCP connection whose reads are gathered, since the TLS library asks for a few

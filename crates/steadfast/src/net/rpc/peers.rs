@@ -351,7 +351,7 @@ async fn connect(
 }
 
 /// Tries the addresses from `first` on, each a little after the one before it; the first to answer wins.
-async fn connect_any(
+pub(in crate::net) async fn connect_any(
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
     addresses: &[SocketAddr],

@@ -1,0 +1,92 @@
+//! Every key of the configuration, for the reference page; a test compares the table with what is read.
+//!
+//! It decides nothing: what a key may hold is checked in [`super`] and [`super::detect`].
+
+use super::EXAMPLE;
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    section: &'static str,
+    name: &'static str,
+    default: &'static str,
+    about: &'static str,
+}
+
+const fn key(section: &'static str, name: &'static str, default: &'static str, about: &'static str) -> Key {
+    Key { section, name, default, about }
+}
+
+#[rustfmt::skip]
+const KEYS: &[Key] = &[
+    key("[node]", "name", "the host name", "The node's name for people: small letters, digits and `-`."),
+    key("[node]", "data", "`/var/lib/steadfast`", "The folder that holds all that lasts: identity, keys, catalog, upper layers, logs."),
+    key("[node]", "domain", "none", "Failure domain, widest first: copies go to other domains where they can."),
+    key("[node]", "mode", "`\"agent\"`", "`\"observe\"`: membership, detection, links and events only. It runs no containers, lends no memory, needs no root, runc or CRIU; it votes in the catalog."),
+    key("[[network]]", "name", "needed", "The network's name, the same on every node. One table for each independent network, at most 8."),
+    key("[[network]]", "address", "needed", "This node's own address on it, UDP and TCP; port 7400 unless given."),
+    key("[detect]", "profile", "`\"gossip\"`", "Which rule suspects a silent peer. `\"gossip\"`: as many missed heartbeats as delay and loss call for. `\"relative\"`: lag behind the other peers. `\"timeout\"`: a timeout that follows the longest recent gap."),
+    key("[detect]", "statistics", "`\"source\"`", "How delay statistics follow their samples. `\"source\"` forgets an outlier at once; `\"smooth\"` suits intervals of a second and more."),
+    key("[detect]", "interval", "`\"100ms\"`", "Between heartbeats, 10 ms to 10 s. All other times follow from it. A lease must hold three. Use one value on all nodes."),
+    key("[detect]", "interval_max", "20 intervals", "The longest that heartbeats are stretched to when round trips are slow (an interval is ten of them), at most 60 s; and never to more than a sixth of the lease."),
+    key("[detect]", "timeout_min", "3 intervals", "Profile `\"timeout\"`: the shortest timeout; more than two intervals."),
+    key("[detect]", "timeout_max", "50 intervals", "Profile `\"timeout\"`: the longest timeout, however slow a peer has been."),
+    key("[detect]", "stall_limit", "`\"10s\"`", "How long a process that is stopped while its machine lives stays a member; ten intervals at least. It is reported as stalled at once."),
+    key("[checkpoint]", "memory", "a quarter of this machine's", "Lent to the cluster for checkpoints."),
+    key("[checkpoint]", "folder", "`chunks` in `[container] run`", "Where lent memory lies: a tmpfs."),
+    key("[container]", "run", "`/run/steadfast`", "A folder on a tmpfs for sockets, bundles and images."),
+    key("[container]", "bridge", "`\"sf0\"` with an uplink", "The containers' bridge; without one they have loopback only."),
+    key("[container]", "uplink", "none", "The interface that takes the bridge outside."),
+    key("[container]", "runc", "the first on PATH", "The runc to use."),
+    key("[container]", "criu", "the first that is new enough", "The CRIU to use."),
+    key("[api]", "socket", "`steadfast.sock` in `data`", "The API's socket; its owner only."),
+];
+
+/// The whole reference page, `docs/reference/config.md`.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration\n\nGenerated from `crates/steadfast-cli/src/config`. One TOML file, `/etc/steadfast/steadfast.toml` unless `--config` names another.\nTimes and sizes have a unit (`\"450ms\"`, `\"8GiB\"`). All problems of a file are reported at once, with key and line; an\nunknown key is one of them.\n",
+    );
+    let mut section = "";
+    for key in KEYS {
+        if key.section != section {
+            section = key.section;
+            text.push_str(&format!("\n## `{section}`\n\n| key | default | what it does |\n|---|---|---|\n"));
+        }
+        text.push_str(&format!("| `{}` | {} | {} |\n", key.name, key.default, key.about));
+    }
+    text.push_str(&format!("\n## Environment\n\nThese replace what the file says: {}.\n", variables()));
+    text.push_str(&format!("\n## An example\n\n```toml\n{EXAMPLE}```\n"));
+    text
+}
+
+fn variables() -> String {
+    super::VARIABLES.map(|name| format!("`{name}`")).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::check_text;
+
+    #[test]
+    fn the_table_has_every_key_that_is_read_and_no_other() {
+        let sections: BTreeSet<&str> = KEYS.iter().map(|key| key.section).collect();
+        for section in sections {
+            let refused =
+                check_text("f", &format!("{section}\nqqqqqqqqqqqqqqqq = 1\n"), |_| None).unwrap_err();
+            let line = refused.message.lines().find(|line| line.contains("unknown key")).unwrap();
+            let known: BTreeSet<&str> = line.rsplit("known here: ").next().unwrap().split(", ").collect();
+            let listed: BTreeSet<&str> =
+                KEYS.iter().filter(|key| key.section == section).map(|key| key.name).collect();
+            assert_eq!(known, listed, "{section}");
+        }
+        let refused = check_text("f", "qqqqqqqqqqqqqqqq = 1\n", |_| None).unwrap_err().message;
+        let known: BTreeSet<&str> =
+            refused.lines().find_map(|line| line.split("known here: ").nth(1)).unwrap().split(", ").collect();
+        let listed: BTreeSet<&str> = KEYS.iter().map(|key| key.section.trim_matches(['[', ']'])).collect();
+        assert_eq!(known, listed);
+    }
+}

@@ -1,0 +1,342 @@
+//! The rules: from arrivals, evidence and claims to suspicions, link states and verdicts.
+//!
+//! Each function forms one kind of opinion from what is known at one instant and appends what changed. The veto
+//! (PROTOCOLS 6) stands before every accusation: who is cut off itself, or hears nobody better, accuses nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::peer::Peer;
+use super::verdict::Class;
+use super::{
+    Detector, Evidence, Opinion, Output, PROBE_BEATS, Profile, Rule, Subject, Suspicion, Verdict, delay,
+    matrix, verdict,
+};
+use crate::ids::{NetworkId, NodeId};
+use crate::time::Time;
+use crate::wire::{Claim, LinkState, Why};
+
+/// How far a silent peer must lag behind the freshest one, in beats: more than senders are out of phase.
+const LAG_MIN_BEATS: f64 = 1.5;
+
+/// After how many beats of silence a peer may have fallen silent together with another that is down: one less than
+/// that one, for the phase between them.
+const LATE_BEATS: f64 = 1.9;
+
+/// The longest that a peer that keeps relapsing must behave before it is believed.
+const HOLD_MAX: Duration = Duration::from_secs(10);
+
+impl Detector {
+    pub(super) fn limit(&self, peer: &Peer) -> Duration {
+        let settings = &self.settings;
+        let limit = match settings.profile {
+            Profile::Gossip => peer.patience(settings),
+            Profile::Timeout => peer.timeout.current(),
+            Profile::Relative if self.networks.len() > 1 => settings.thresholds.process_silence,
+            Profile::Relative => settings.thresholds.process_lag,
+        };
+        if peer.sequence.is_none() && !peer.doubted {
+            return limit.max(settings.start_grace.saturating_sub(peer.fresh_at.since(self.started)));
+        }
+        limit
+    }
+
+    /// Whether this node is cut off: it hears nobody, or nobody that it hears hears it.
+    pub(super) fn judge_self(&mut self, now: Time, out: &mut Output) {
+        let watched: Vec<&Peer> =
+            self.peers.iter().filter(|(id, _)| self.is_watched(**id)).map(|(_, peer)| peer).collect();
+        let is_gone = |peer: &Peer| matches!(peer.evidence, Some((Evidence::Gone | Evidence::Goodbye, _)));
+        let hears = |peer: &&Peer| now.since(peer.fresh_at) <= self.limit(peer);
+        let is_alone = watched.iter().all(|peer| !hears(peer));
+        let is_mute = watched.len() > 1
+            && watched
+                .iter()
+                .filter(|peer| hears(peer))
+                .all(|peer| peer.deaf_since.is_some_and(|since| now.since(since) > self.limit(peer)));
+        let testified = watched.iter().any(|peer| is_gone(peer));
+        let isolated = !watched.is_empty() && (is_alone || is_mute) && !testified;
+        if isolated == self.isolated {
+            return;
+        }
+        self.isolated = isolated;
+        self.unjudged = true;
+        out.opinions.push(if isolated { Opinion::Isolated } else { Opinion::Reconnected });
+        if !isolated {
+            // Re-base on heal (3.1): the first heartbeat after an outage must not make the others look dead.
+            for peer in self.peers.values_mut() {
+                peer.fresh_at = now;
+                peer.deaf_since = None;
+            }
+        }
+    }
+
+    pub(super) fn judge_links(&mut self, now: Time, out: &mut Output) {
+        let mut changes = Vec::new();
+        for (id, peer) in &mut self.peers {
+            let before: BTreeMap<NetworkId, LinkState> =
+                peer.arrivals.iter().map(|(network, arrival)| (*network, arrival.state)).collect();
+            for (network, to) in peer.judge_links(now, &self.unplugged, &self.settings) {
+                let from = before.get(&network).copied().unwrap_or(LinkState::Unknown);
+                let loss = peer.arrivals.get(&network).map_or(0, |arrival| arrival.link().loss_permille);
+                changes.push((*id, network, from, to, loss));
+            }
+        }
+        for (peer, network, from, to, loss_permille) in changes {
+            out.opinions.push(Opinion::Link { peer, network, from, to });
+            let was_well = matches!(from, LinkState::Unknown | LinkState::Up);
+            if self.is_watched(peer) && !self.isolated && !(was_well && to == LinkState::Up) {
+                self.say(now, peer, Claim::Link { network, state: to, loss_permille });
+            }
+        }
+        self.judge_networks(now, out);
+    }
+
+    fn judge_networks(&mut self, now: Time, out: &mut Output) {
+        for network in self.networks.clone() {
+            let fresh: Vec<&Peer> = (self.peers.iter())
+                .filter(|(id, peer)| self.is_watched(**id) && now.since(peer.fresh_at) <= peer.interval * 3)
+                .map(|(_, peer)| peer)
+                .collect();
+            let is_silent = |peer: &&Peer| {
+                peer.arrivals
+                    .get(&network)
+                    .is_some_and(|arrival| matches!(arrival.state, LinkState::Mute | LinkState::Down))
+            };
+            let silent = fresh.iter().filter(|peer| is_silent(peer)).count();
+            if silent > 0 && silent == fresh.len() {
+                if self.networks_suspected.insert(network) {
+                    out.opinions.push(Opinion::NetworkSuspected { network, or_link: fresh.len() == 1 });
+                }
+            } else if silent < fresh.len() && self.networks_suspected.remove(&network) {
+                out.opinions.push(Opinion::NetworkCleared(network));
+            }
+        }
+    }
+
+    pub(super) fn judge_peers(&mut self, now: Time, out: &mut Output) {
+        let mut silences: Vec<(Duration, NodeId)> = (self.peers.iter())
+            .filter(|(id, peer)| peer.sequence.is_some() && self.is_watched(**id))
+            .map(|(id, peer)| (now.since(peer.fresh_at), *id))
+            .collect();
+        silences.sort();
+        let lagging = self.lagging(now);
+        let ids: Vec<NodeId> = self.peers.keys().copied().filter(|id| self.is_watched(*id)).collect();
+        for id in ids {
+            let fresh =
+                silences.iter().find(|(_, other)| *other != id).map(|(silent, other)| (*other, *silent));
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let is_late =
+                now.since(peer.fresh_at) > peer.interval.mul_f64(PROBE_BEATS) && peer.sequence.is_some();
+            if is_late && now >= peer.probed_at + self.settings.interval / 2 {
+                peer.probed_at = now;
+                out.probe.push(id);
+            }
+            let Some(peer) = self.peers.get(&id) else { continue };
+            if self.is_suspected(id) {
+                self.reconsider(now, id, out);
+            } else if let Some((rule, why)) = self.grounds(now, peer, fresh, lagging.contains(&id)) {
+                self.suspect(now, id, rule, why, fresh, out);
+            }
+        }
+    }
+
+    /// Whom the relative rules find to have failed (3.1, 3.2); nobody under another profile.
+    fn lagging(&mut self, now: Time) -> BTreeSet<NodeId> {
+        if self.settings.profile != Profile::Relative {
+            return BTreeSet::new();
+        }
+        let mut cells = BTreeMap::new();
+        for (id, peer) in self.peers.iter().filter(|(id, _)| self.is_watched(**id)) {
+            let limit = self.limit(peer);
+            for network in &self.networks {
+                let age = peer.age(now, *network, limit, &self.settings);
+                cells.insert((*id, *network), matrix::Cell { age });
+            }
+        }
+        let table = matrix::Table { now, cells, previous: std::mem::take(&mut self.relative) };
+        let judgement = matrix::judge(&table, &self.settings.thresholds);
+        self.relative = judgement.state;
+        let processes = judgement.findings.into_iter().filter_map(|finding| match finding {
+            matrix::Finding::Process(id) => Some(id),
+            matrix::Finding::Link(..)
+            | matrix::Finding::Network { .. }
+            | matrix::Finding::Isolated
+            | matrix::Finding::Indistinguishable => None,
+        });
+        processes.collect()
+    }
+
+    /// Whether there are grounds to suspect `peer`, and which.
+    fn grounds(
+        &self,
+        now: Time,
+        peer: &Peer,
+        fresh: Option<(NodeId, Duration)>,
+        is_lagging: bool,
+    ) -> Option<(Rule, Why)> {
+        let silent = now.since(peer.fresh_at);
+        match peer.evidence {
+            Some((Evidence::Goodbye, _)) => return Some((Rule::Kernel, Why::Left)),
+            Some((Evidence::Gone, _)) => return Some((Rule::Kernel, Why::Crashed)),
+            Some((Evidence::Acknowledges | Evidence::Unreachable, _)) | None => {}
+        }
+        // The veto (PROTOCOLS 6): cut off from all, or silent like all, is nobody's fault.
+        let (_, freshest) = fresh.filter(|_| !self.isolated)?;
+        let limit = self.limit(peer);
+        let lags = silent.saturating_sub(freshest) > self.settings.interval.mul_f64(LAG_MIN_BEATS);
+        let rule = match self.settings.profile {
+            Profile::Gossip => Rule::Gossip,
+            Profile::Timeout => Rule::Timeout,
+            Profile::Relative => Rule::Relative,
+        };
+        let is_late = match self.settings.profile {
+            // A finding stands until it is contradicted, and one that was heard meanwhile has contradicted it.
+            Profile::Relative => is_lagging && silent > limit,
+            Profile::Gossip | Profile::Timeout => silent > limit && lags,
+        };
+        let answers = matches!(peer.evidence, Some((Evidence::Acknowledges, _)));
+        if is_late {
+            return Some((rule, if answers { Why::Stalled } else { Why::Silent }));
+        }
+        let is_deaf = peer.deaf_since.is_some_and(|since| now.since(since) > limit * 2);
+        (is_deaf && silent <= limit).then_some((Rule::Deaf, Why::Deaf))
+    }
+
+    fn suspect(
+        &mut self,
+        now: Time,
+        id: NodeId,
+        rule: Rule,
+        why: Why,
+        fresh: Option<(NodeId, Duration)>,
+        out: &mut Output,
+    ) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let silent = now.since(peer.fresh_at);
+        peer.suspicion = Some(Suspicion { since: now, why, rule, heard_since: None });
+        peer.relapses = peer.relapses.saturating_add(1);
+        peer.relapsed_at = now;
+        let last_sequence = peer.sequence.unwrap_or_default();
+        let limit = self.peers.get(&id).map_or(Duration::ZERO, |peer| self.limit(peer));
+        let silent_ms = u32::try_from(silent.as_millis()).unwrap_or(u32::MAX);
+        self.say(now, id, Claim::Down { why, last_sequence, silent_ms });
+        out.opinions.push(Opinion::Suspected { peer: id, why, rule, silent, limit, fresh });
+    }
+
+    /// A suspected peer: it may be heard again, or more may be known of it.
+    fn reconsider(&mut self, now: Time, id: NodeId, out: &mut Output) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        let Some(mut suspicion) = peer.suspicion else { return };
+        let silent = now.since(peer.fresh_at);
+        let limit = self.limit(peer);
+        let last_sequence = peer.sequence.unwrap_or_default();
+        let silent_ms = u32::try_from(silent.as_millis()).unwrap_or(u32::MAX);
+        let why = match peer.evidence {
+            Some((Evidence::Goodbye, _)) => Why::Left,
+            Some((Evidence::Gone, _)) => Why::Crashed,
+            Some((Evidence::Acknowledges, _)) if suspicion.why == Why::Silent => Why::Stalled,
+            Some((Evidence::Unreachable, _)) if suspicion.why == Why::Stalled => Why::Silent,
+            Some((Evidence::Acknowledges | Evidence::Unreachable, _)) | None => suspicion.why,
+        };
+        let is_gone = matches!(why, Why::Left | Why::Crashed);
+        let is_deaf = peer.deaf_since.is_some_and(|since| now.since(since) > limit);
+        let is_heard = silent <= limit.min(peer.interval * 3) && !is_deaf;
+        if why != suspicion.why {
+            suspicion.why = why;
+            self.set_suspicion(id, Some(suspicion));
+            self.say(now, id, Claim::Down { why, last_sequence, silent_ms });
+        }
+        if !is_heard || (is_gone && peer_is_gone(self.peers.get(&id))) {
+            suspicion.heard_since = None;
+            self.set_suspicion(id, Some(suspicion));
+            return;
+        }
+        // One that keeps stuttering must behave for longer each time.
+        // One that is not found to be down is believed at once, or accusations of different times would add up.
+        let relapses = self.peers.get(&id).filter(|_| self.is_down(id)).map_or(0, |peer| peer.relapses);
+        let hold = match relapses {
+            0..=2 => Duration::ZERO,
+            more => (self.settings.interval * 5).saturating_mul(1 << (more - 3).min(8)).min(HOLD_MAX),
+        };
+        let since = *suspicion.heard_since.get_or_insert(now);
+        if now.since(since) < hold {
+            self.set_suspicion(id, Some(suspicion));
+            return;
+        }
+        self.set_suspicion(id, None);
+        self.say(now, id, Claim::Well);
+        out.opinions.push(Opinion::Cleared(id));
+    }
+
+    fn set_suspicion(&mut self, id: NodeId, suspicion: Option<Suspicion>) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            if suspicion.is_none() {
+                peer.forget_loss();
+            }
+            peer.suspicion = suspicion;
+        }
+    }
+
+    pub(super) fn judge_claims(&mut self, now: Time, out: &mut Output) {
+        self.unjudged = false;
+        let refute = delay::refute_wait(self.peers.values().filter_map(Peer::best).map(|best| &best.delay));
+        let is_late = |id: &NodeId, peer: &Peer| {
+            self.is_watched(*id) && now.since(peer.fresh_at) > peer.interval.mul_f64(LATE_BEATS)
+        };
+        let late = self.peers.iter().filter(|(id, peer)| is_late(id, peer)).map(|(id, _)| *id).collect();
+        let case = verdict::Case {
+            now,
+            late,
+            members: &self.members,
+            claims: &self.claims,
+            refute,
+            interval: self.settings.interval,
+        };
+        let mut findings = self.bench.judge(&case, &self.verdicts);
+        if self.isolated {
+            // What one hears of others while cut off is of the past; of oneself it is certain.
+            findings.retain(|_, (class, _)| *class == Class::ProcessCrashed);
+            findings.insert(Subject::Node(self.own), (Class::NodeIsolated, Vec::new()));
+        }
+        let before = std::mem::take(&mut self.verdicts);
+        for (subject, (class, evidence)) in findings {
+            let known = before.get(&subject).filter(|verdict| verdict.class == class);
+            let since = known.map_or(now, |verdict| verdict.since);
+            let is_news = known.is_none();
+            let verdict = Verdict { class, subject: subject.clone(), since, evidence };
+            if is_news {
+                out.opinions.push(Opinion::Verdict(verdict.clone()));
+            }
+            self.verdicts.insert(subject, verdict);
+        }
+        if self.bench.is_pending() {
+            // Only a case waits for the end of a denial; links settle slowly, and there are many.
+            let tick = self.settings.interval / 8;
+            let wait =
+                if self.bench.has_case() { refute.clamp(Duration::from_millis(1), tick) } else { tick };
+            let soon = now + wait;
+            self.next_look = self.next_look.min(soon);
+        }
+        for (subject, verdict) in before {
+            if !self.verdicts.contains_key(&subject) {
+                out.opinions.push(Opinion::Over(verdict));
+            }
+        }
+    }
+
+    pub(super) fn when_to_look(&self, now: Time) -> Time {
+        let tick = self.settings.interval / 8;
+        if self.bench.is_pending() {
+            return now + tick;
+        }
+        let peers = self.peers.iter().filter(|(id, _)| self.is_watched(**id));
+        let next = peers.map(|(_, peer)| peer.next_look(self.limit(peer), &self.settings)).min();
+        // A heartbeat can only bring the time forward, so it is looked for once in an interval at least.
+        let latest = now + self.settings.interval;
+        next.unwrap_or(latest).min(latest).max(now + tick)
+    }
+}
+
+fn peer_is_gone(peer: Option<&Peer>) -> bool {
+    peer.is_some_and(|peer| matches!(peer.evidence, Some((Evidence::Gone | Evidence::Goodbye, _))))
+}
