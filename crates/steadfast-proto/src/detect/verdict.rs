@@ -147,6 +147,11 @@ impl Bench {
         self.unsettled.entry(network).and_modify(|(last, _)| *last = now).or_insert((now, now));
     }
 
+    /// This node was cut off until now: what is known of anybody's links is of the past.
+    pub(super) fn release(&mut self, now: Time, members: &Members) {
+        self.released.extend(members.incarnations.keys().map(|id| (*id, now)));
+    }
+
     /// Whether time alone can change what is concluded.
     pub(super) fn is_pending(&self) -> bool {
         !self.unsettled.is_empty() || !self.reached.is_empty() || !self.released.is_empty()
@@ -308,10 +313,12 @@ fn accusations<'a>(case: &Case<'a>) -> Accused<'a> {
 /// where few watch each node, so that a group that dies together is convicted together (Rapid, ATC 2018, 4.2).
 fn implied(case: &Case<'_>, accused: &Accused<'_>, subject: NodeId) -> usize {
     let observers = case.members.neighbours(subject);
-    if observers.len() + 1 >= case.members.incarnations.len() {
+    let own = accused.get(&subject);
+    let (_, low) = case.members.watermarks(subject);
+    // Silence adds to accusations and never stands in for them: one bad link convicts nobody.
+    if observers.len() + 1 >= case.members.incarnations.len() || own.map_or(0, BTreeMap::len) < low {
         return 0;
     }
-    let own = accused.get(&subject);
     let is_silent = |observer: &&NodeId| {
         let (_, low) = case.members.watermarks(**observer);
         own.is_none_or(|accusers| !accusers.contains_key(*observer))

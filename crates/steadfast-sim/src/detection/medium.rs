@@ -58,12 +58,14 @@ impl Medium {
             }
         }
         for struck in &self.active {
-            match struck.fault.kind {
-                Kind::Loss if strikes(struck, network, from, to) && random.chance(struck.fault.loss) => {
-                    return None;
-                }
-                Kind::Delay if strikes(struck, network, from, to) => delay += struck.fault.delay.draw(random),
-                _ => {}
+            if !strikes(struck, network, from, to) {
+                continue;
+            }
+            if struck.fault.kind == Kind::Loss && random.chance(struck.fault.loss) {
+                return None;
+            }
+            if struck.fault.kind == Kind::Delay {
+                delay += struck.fault.delay.draw(random);
             }
         }
         Some(delay)

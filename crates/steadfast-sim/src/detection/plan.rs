@@ -160,7 +160,7 @@ pub enum PlanError {
     #[error("{fault} begins after the end of the simulation at {duration:?}; make --duration longer")]
     TooLate {
         /// The fault.
-        fault: Fault,
+        fault: Box<Fault>,
         /// The end.
         duration: Duration,
     },
@@ -168,7 +168,7 @@ pub enum PlanError {
     #[error("{fault}: {error}")]
     Fault {
         /// The fault.
-        fault: Fault,
+        fault: Box<Fault>,
         /// Why it does not.
         error: FaultError,
     },
@@ -224,10 +224,10 @@ impl Plan {
         self.networks.iter().try_for_each(NetworkPlan::check)?;
         for fault in &self.faults {
             if fault.at >= self.duration {
-                return Err(PlanError::TooLate { fault: fault.clone(), duration: self.duration });
+                return Err(PlanError::TooLate { fault: Box::new(fault.clone()), duration: self.duration });
             }
             let fits = fault.check(self.nodes, self.networks.len());
-            fits.map_err(|error| PlanError::Fault { fault: fault.clone(), error })?;
+            fits.map_err(|error| PlanError::Fault { fault: Box::new(fault.clone()), error })?;
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ pub struct Wrong {
     pub suspicions: usize,
     /// Verdicts about nodes that were well.
     pub verdicts: usize,
+    /// Nodes that found themselves cut off and were not; nobody acts on that.
+    pub isolations: usize,
     /// Verdicts about links and networks that were well.
     pub links: usize,
     /// Nodes that were well and were removed.
@@ -424,7 +426,9 @@ impl Log {
             Opinion::Suspected { .. } if !is_right => self.wrong.suspicions += 1,
             Opinion::Verdict(verdict) => {
                 let is_node = matches!(verdict.subject, Subject::Node(_) | Subject::Nodes(_));
+                let is_own = matches!(verdict.subject, Subject::Node(subject) if index_of(subject) == node);
                 match (is_right, is_node) {
+                    (false, true) if is_own => self.wrong.isolations += 1,
                     (false, true) => self.wrong.verdicts += 1,
                     (false, false) => self.wrong.links += 1,
                     (true, _) => {}
@@ -436,7 +440,13 @@ impl Log {
             Opinion::Over(verdict) => {
                 self.taken_back.insert((node, verdict.subject.clone()));
             }
-            _ => {}
+            Opinion::Suspected { .. }
+            | Opinion::Cleared(_)
+            | Opinion::Link { .. }
+            | Opinion::NetworkSuspected { .. }
+            | Opinion::NetworkCleared(_)
+            | Opinion::Isolated
+            | Opinion::Reconnected => {}
         }
         self.note(now, node, is_right, || opinion_words(opinion));
     }

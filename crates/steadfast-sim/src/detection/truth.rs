@@ -12,7 +12,7 @@ use steadfast_proto::wire::LinkState;
 
 use super::fault::{Kind, Struck};
 use super::plan::nanos;
-use super::world::{World, index_of};
+use super::world::{World, id_of, index_of};
 
 /// For how long after a fault an opinion that it caused is still right.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,7 +38,10 @@ impl World {
             // When all take longer from some moment on, nothing comes for as long.
             Opinion::Isolated => {
                 let is_slow = self.recent().any(|struck| struck.fault.kind == Kind::Delay);
-                is_slow || self.is_victim(observer) || self.others_died()
+                is_slow
+                    || self.is_victim(observer)
+                    || self.has_no_network(observer)
+                    || self.lost_all_peers(observer)
             }
             Opinion::Cleared(_) | Opinion::NetworkCleared(_) | Opinion::Reconnected | Opinion::Over(_) => {
                 true
@@ -84,7 +87,7 @@ impl World {
     pub(super) fn is_victim(&self, node: usize) -> bool {
         let is_only = self.medium.count() == 1;
         let is_struck = |struck: &Struck| strikes_node(struck, is_only) && struck.nodes.contains(&node);
-        self.recent().any(is_struck) || self.is_cut_off(node)
+        self.recent().any(is_struck) || self.is_unplugged(node)
     }
 
     /// Whether two hear each other on some network.
@@ -92,22 +95,34 @@ impl World {
         self.medium.connects(one, other)
     }
 
-    /// Whether `node` hears nobody and is heard by nobody on every network, by faults that name it or by all being
-    /// cut.
-    fn is_cut_off(&self, node: usize) -> bool {
+    /// Whether faults leave `node` no network, of which one at least names it.
+    fn is_unplugged(&self, node: usize) -> bool {
+        let names = |struck: &Struck| struck.fault.kind == Kind::Unplug && struck.nodes.contains(&node);
+        self.recent().any(names) && self.has_no_network(node)
+    }
+
+    /// Whether faults leave `node` no network, be it together with everybody.
+    fn has_no_network(&self, node: usize) -> bool {
         (0..self.medium.count()).all(|network| {
-            self.recent().any(|struck| match struck.fault.kind {
-                Kind::CutNetwork => struck.is_on(network),
-                Kind::Unplug => struck.is_on(network) && struck.nodes.contains(&node),
-                _ => false,
+            self.recent().filter(|struck| struck.is_on(network)).any(|struck| {
+                struck.fault.kind == Kind::CutNetwork
+                    || (struck.fault.kind == Kind::Unplug && struck.nodes.contains(&node))
             })
         })
     }
 
-    /// Whether so many died that a survivor may think itself alone.
-    fn others_died(&self) -> bool {
-        let dead = |index: &usize| self.is_victim(*index);
-        (0..self.plan.nodes).filter(dead).count() + 1 >= self.plan.nodes
+    /// Whether everybody whom `node` watches is in trouble, or parted from it.
+    fn lost_all_peers(&self, node: usize) -> bool {
+        let Some(detector) = &self.agents[node].detector else { return false };
+        let near = detector.members().neighbours(id_of(node)).iter().map(|id| index_of(*id));
+        let is_lost = |other: usize| {
+            self.is_victim(other)
+                || self.recent().any(|struck| {
+                    parts(struck, node, other)
+                        || touches_link(struck, node, other, 0) && self.medium.count() == 1
+                })
+        };
+        near.into_iter().all(is_lost)
     }
 
     fn recent(&self) -> impl Iterator<Item = &Struck> {

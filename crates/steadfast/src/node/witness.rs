@@ -147,15 +147,14 @@ impl Witness {
 }
 
 fn answer(watches: &Watches, peer: NodeId, asked_for: Duration) -> Option<Evidence> {
+    let sample = watches.sample(peer)?;
+    // What its agent sent answers all that was asked before; only what was asked since is open. An agent that lives
+    // echoes each question, and then nothing is open: it lives, and only its heartbeats are missing.
+    let asked_for = asked_for.min(sample.last_data_age);
     if asked_for < ANSWER_MIN {
         return None;
     }
-    let sample = watches.sample(peer)?;
     let has_answered = |age: Duration| age + CLOCK_TICK < asked_for;
-    if has_answered(sample.last_data_age) {
-        // Its agent echoes: it lives, and only its heartbeats are missing.
-        return None;
-    }
     if has_answered(sample.last_ack_age) && sample.retransmits == 0 {
         return Some(Evidence::Acknowledges);
     }

@@ -60,6 +60,7 @@ struct FaultSummary {
 pub(super) struct WrongSummary {
     suspicions: usize,
     verdicts: usize,
+    isolations: usize,
     links: usize,
     removals: usize,
     flaps: usize,
@@ -240,6 +241,11 @@ impl Summary {
         let mut rows = vec![
             row("wrong suspicions", wrong.suspicions.to_string(), "of one node about another that is well"),
             row("wrong verdicts", wrong.verdicts.to_string(), "about nodes that are well"),
+            row(
+                "wrong isolations",
+                wrong.isolations.to_string(),
+                "of nodes that found themselves cut off and were not",
+            ),
             row("wrong link verdicts", wrong.links.to_string(), "about links and networks that are well"),
             row("wrong removals", wrong.removals.to_string(), ""),
             row("verdicts repeated", wrong.flaps.to_string(), "after they had been taken back"),
@@ -291,6 +297,7 @@ fn wrong(reports: &[Report]) -> WrongSummary {
     reports.iter().fold(WrongSummary::default(), |sum, report| WrongSummary {
         suspicions: sum.suspicions + report.wrong.suspicions,
         verdicts: sum.verdicts + report.wrong.verdicts,
+        isolations: sum.isolations + report.wrong.isolations,
         links: sum.links + report.wrong.links,
         removals: sum.removals + report.wrong.removals,
         flaps: sum.flaps + report.wrong.flaps,
