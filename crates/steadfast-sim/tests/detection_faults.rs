@@ -113,7 +113,7 @@ fn a_rack_that_dies_is_removed_in_one_view() {
 
 #[test]
 fn ten_of_a_thousand_that_die_at_once_are_removed_in_one_view() {
-    let report = run(&plan(1_000, 1, 7, &["silent@4s:count=10"]), 7);
+    let report = run(&plan(1_000, 1, 5, &["silent@3s:count=10"]), 7);
     assert_nobody_wronged(&report);
     assert_eq!((report.views, report.removed.len()), (1, 10), "{:?}", report.removed);
     for finding in &report.findings {

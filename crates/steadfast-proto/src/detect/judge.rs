@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::peer::Peer;
 use super::verdict::Class;
 use super::{
-    Detector, Evidence, Opinion, Output, PROBE_BEATS, Profile, Rule, Subject, Suspicion, Verdict, delay,
-    matrix, verdict,
+    Detector, Evidence, Link, Opinion, Output, PROBE_BEATS, Profile, Rule, Subject, Suspicion, Verdict,
+    delay, matrix, verdict,
 };
 use crate::ids::{NetworkId, NodeId};
 use crate::time::Time;
@@ -79,13 +79,15 @@ impl Detector {
             for (network, to) in peer.judge_links(now, &self.unplugged, &self.settings) {
                 let from = before.get(&network).copied().unwrap_or(LinkState::Unknown);
                 let loss = peer.arrivals.get(&network).map_or(0, |arrival| arrival.link().loss_permille);
-                changes.push((*id, network, from, to, loss));
+                // One that is silent on all its networks is no matter of links until it is suspected.
+                let is_matter = !peer.is_silent() || peer.suspicion.is_some();
+                changes.push((*id, network, from, to, loss, is_matter));
             }
         }
-        for (peer, network, from, to, loss_permille) in changes {
+        for (peer, network, from, to, loss_permille, is_matter) in changes {
             out.opinions.push(Opinion::Link { peer, network, from, to });
             let was_well = matches!(from, LinkState::Unknown | LinkState::Up);
-            if self.is_watched(peer) && !self.isolated && !(was_well && to == LinkState::Up) {
+            if is_matter && self.is_watched(peer) && !self.isolated && !(was_well && to == LinkState::Up) {
                 self.say(now, peer, Claim::Link { network, state: to, loss_permille });
             }
         }
@@ -221,6 +223,13 @@ impl Detector {
         let limit = self.peers.get(&id).map_or(Duration::ZERO, |peer| self.limit(peer));
         let silent_ms = u32::try_from(silent.as_millis()).unwrap_or(u32::MAX);
         self.say(now, id, Claim::Down { why, last_sequence, silent_ms });
+        let broken: Vec<(NetworkId, Link)> = self
+            .links(id)
+            .filter(|(_, link)| matches!(link.state, LinkState::Mute | LinkState::Down))
+            .collect();
+        for (network, Link { state, loss_permille, .. }) in broken {
+            self.say(now, id, Claim::Link { network, state, loss_permille });
+        }
         out.opinions.push(Opinion::Suspected { peer: id, why, rule, silent, limit, fresh });
     }
 

@@ -23,22 +23,24 @@
 //!     let boot = u64::try_from(id.0).unwrap();
 //!     Detector::new(Settings::default(), id, Incarnation(1), boot, vec![NetworkId(0)], at(0))
 //! });
-//! let mut verdicts = Vec::new();
+//! let (mut mail, mut verdicts) = (Vec::new(), Vec::new());
 //! for ms in 0..4_000 {
-//!     for index in 0..if ms < 3_000 { 3 } else { 2 } {
+//!     let now = at(ms);
+//!     let mut inputs: Vec<(usize, Input)> = std::mem::take(&mut mail);
+//!     for index in 0..3 {
+//!         let first = Input::Members(Arc::clone(&members));
+//!         inputs.push((index, if ms == 0 { first } else { Input::Deadline }));
+//!     }
+//!     for (index, input) in inputs {
+//!         if ms >= 3_000 && index == 2 {
+//!             continue; // The third is dead.
+//!         }
 //!         let mut output = Output::default();
-//!         let now = at(ms);
-//!         if ms == 0 {
-//!             detectors[index].step(now, Input::Members(Arc::clone(&members)), &mut output);
-//!         }
-//!         if detectors[index].deadline().is_some_and(|due| due <= now) {
-//!             detectors[index].step(now, Input::Deadline, &mut output);
-//!         }
+//!         detectors[index].step(now, input, &mut output);
 //!         for (to, network, heartbeat) in output.send {
 //!             let (from, incarnation) = (ids[index], Incarnation(1));
-//!             let input = Input::Heard { from, incarnation, network, received_at: now, heartbeat };
 //!             let to = ids.iter().position(|id| *id == to).unwrap();
-//!             detectors[to].step(now, input, &mut Output::default());
+//!             mail.push((to, Input::Heard { from, incarnation, network, received_at: now, heartbeat }));
 //!         }
 //!         verdicts.extend(output.opinions.into_iter().filter_map(|opinion| match opinion {
 //!             Opinion::Verdict(verdict) => Some(verdict.class),

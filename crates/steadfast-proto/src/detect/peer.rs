@@ -207,6 +207,12 @@ impl Peer {
         self.loss = LossWindow::default();
     }
 
+    /// Whether nothing comes from it on any network.
+    pub(super) fn is_silent(&self) -> bool {
+        let is_silent = |arrival: &Arrival| matches!(arrival.state, LinkState::Mute | LinkState::Down);
+        self.arrivals.values().all(is_silent)
+    }
+
     /// On which of `networks` it is heard, as bits.
     pub(super) fn heard_on(&self, networks: &[NetworkId]) -> u8 {
         let is_heard = |network: &&NetworkId| {

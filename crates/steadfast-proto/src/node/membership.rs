@@ -89,7 +89,8 @@ impl Node {
     pub(super) fn tend_membership(&mut self, now: Time, out: &mut Batch) {
         let Some((revision, view)) = self.view.clone() else { return };
         self.note_fences(now, &view, out);
-        let condemned = self.detector.condemned(now);
+        let mut condemned = self.detector.condemned(now);
+        condemned.retain(|node, _| view.has(*node));
         self.tend_leader(now, &view, out);
         if !self.synced {
             return;

@@ -126,7 +126,8 @@ impl Checkers {
         }
         let lately = self.resumed.get(&node).is_some_and(|at| now <= at + nanos(AFTER_PAUSE));
         let innocent = faults.iter().all(|struck| {
-            struck.began.is_none() || (!struck.nodes.is_empty() && !struck.nodes.contains(&peer))
+            let is_apart = struck.fault.kind != Kind::Split && !struck.nodes.is_empty();
+            struck.began.is_none() || (is_apart && !struck.nodes.contains(&peer))
         });
         if lately && innocent {
             self.violate("FD2", now, format!("{node} was stopped and suspects {peer}"));
