@@ -261,8 +261,8 @@ impl Detector {
             self.set_suspicion(id, Some(suspicion));
             return;
         }
-        // One that keeps stuttering must behave for longer each time.
-        // One that is not found to be down is believed at once, or accusations of different times would add up.
+        // One that keeps stuttering must behave for longer each time, if it was found to be down: otherwise it is
+        // believed at once, or accusations of different times would add up.
         let relapses = self.peers.get(&id).filter(|_| self.is_down(id)).map_or(0, |peer| peer.relapses);
         let hold = match relapses {
             0..=2 => Duration::ZERO,
@@ -281,7 +281,7 @@ impl Detector {
     fn set_suspicion(&mut self, id: NodeId, suspicion: Option<Suspicion>) {
         if let Some(peer) = self.peers.get_mut(&id) {
             if suspicion.is_none() {
-                peer.forget_loss();
+                peer.readmitted();
             }
             peer.suspicion = suspicion;
         }
@@ -349,4 +349,73 @@ impl Detector {
 
 fn peer_is_gone(peer: Option<&Peer>) -> bool {
     peer.is_some_and(|peer| matches!(peer.evidence, Some((Evidence::Gone | Evidence::Goodbye, _))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Members, Settings};
+    use super::*;
+    use crate::ids::Incarnation;
+    use crate::wire::Heartbeat;
+
+    const BOOT: u64 = 7;
+    const PEER: NodeId = NodeId(2);
+
+    fn at(ms: u64) -> Time {
+        Time::from_nanos(ms * 1_000_000)
+    }
+
+    fn detector() -> Detector {
+        let networks = vec![NetworkId(0)];
+        let mut detector =
+            Detector::new(Settings::default(), NodeId(1), Incarnation(1), BOOT, networks, at(0));
+        let members = [1, 2, 3].map(|id| (NodeId(id), Incarnation(1)));
+        detector.set_members(at(0), Arc::new(Members::new(members.into(), 0)));
+        detector
+    }
+
+    fn heartbeat() -> Heartbeat {
+        Heartbeat {
+            sequence: 1,
+            sent_at: at(0),
+            interval_ms: 100,
+            boot: Some(9),
+            challenge: BOOT,
+            echo: None,
+            hears: 1,
+            goodbye: false,
+            sparse: false,
+            rumours: Vec::new(),
+            rider: None,
+        }
+    }
+
+    fn refused(detector: &mut Detector, now: Time) -> bool {
+        detector.testified(now, PEER, Incarnation(1), Evidence::Gone, now);
+        detector.look(now, &mut Output::default());
+        detector.is_suspected(PEER)
+    }
+
+    #[test]
+    fn a_refusal_accuses_only_a_peer_that_was_heard() {
+        let mut detector = detector();
+        assert!(!refused(&mut detector, at(10)), "it may not have started yet");
+        detector.heard(at(20), PEER, Incarnation(1), NetworkId(0), at(20), &heartbeat());
+        assert!(refused(&mut detector, at(30)));
+    }
+
+    #[test]
+    fn one_that_is_heard_after_a_refusal_is_cleared_and_its_timeout_starts_anew() {
+        let mut detector = detector();
+        detector.heard(at(20), PEER, Incarnation(1), NetworkId(0), at(20), &heartbeat());
+        assert!(refused(&mut detector, at(30)));
+        let again = Heartbeat { sequence: 2, ..heartbeat() };
+        detector.heard(at(120), PEER, Incarnation(1), NetworkId(0), at(120), &again);
+        detector.look(at(121), &mut Output::default());
+        assert!(!detector.is_suspected(PEER));
+        let timeout = detector.peers.get(&PEER).map(|peer| peer.timeout.current());
+        assert_eq!(timeout, Some(Settings::default().timeout.initial));
+    }
 }

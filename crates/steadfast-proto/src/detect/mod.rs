@@ -151,12 +151,10 @@ pub enum Heard {
     Ignored,
     /// It did not prove to be of today; our answer will let the next one do so.
     Unproven,
-    /// It counts; whether it is the newest of its sender, and the first of an incarnation.
+    /// It counts; whether it is the newest of its sender.
     Counted {
         /// Whether no later one of this sender was heard.
         newest: bool,
-        /// Whether its sender has started again.
-        restarted: bool,
     },
 }
 
@@ -272,8 +270,7 @@ impl Detector {
         if incarnation < peer.incarnation {
             return Heard::Ignored;
         }
-        let restarted = incarnation > peer.incarnation;
-        if restarted {
+        if incarnation > peer.incarnation {
             *peer = Peer::new(incarnation, &self.settings, now);
             self.unjudged = true;
         }
@@ -304,7 +301,7 @@ impl Detector {
         if heartbeat.goodbye {
             self.testified(now, from, incarnation, Evidence::Goodbye, received_at);
         }
-        Heard::Counted { newest, restarted }
+        Heard::Counted { newest }
     }
 
     /// Takes note of what the kernel says about `incarnation` of a peer.
@@ -319,6 +316,10 @@ impl Detector {
         let Some(peer) = self.peers.get_mut(&peer) else { return };
         // Testimony older than the last word proves nothing, and of another incarnation neither.
         if peer.incarnation != incarnation || peer.heard_at.is_some_and(|heard| heard > at) {
+            return;
+        }
+        // Nobody listens where nobody has started yet: whoever never heard it leaves it to those that did.
+        if evidence == Evidence::Gone && peer.sequence.is_none() && !peer.doubted {
             return;
         }
         let is_more = match peer.evidence {

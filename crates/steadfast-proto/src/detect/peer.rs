@@ -17,6 +17,9 @@ use crate::wire::{Heartbeat, LinkState};
 /// How many missed heartbeats in a row silence one link, where no more are needed because of loss.
 const LINK_MISSED_MIN: u32 = 2;
 
+/// However small the jitter, a link is not silent before so many beats.
+const LINK_SILENCE_MIN_BEATS: f64 = 2.2;
+
 /// For how many beats a link must behave before it is called well again.
 const HOLD_DOWN_BEATS: u32 = 3;
 
@@ -202,9 +205,11 @@ impl Peer {
         }
     }
 
-    /// What it lost while it was silent says nothing of the time after.
-    pub(super) fn forget_loss(&mut self) {
+    /// It is no longer suspected: what it lost while it was silent says nothing of the time after, and its timeout is
+    /// learned anew (3.3).
+    pub(super) fn readmitted(&mut self) {
         self.loss = LossWindow::default();
+        self.timeout.reset();
     }
 
     /// Whether nothing comes from it on any network.
@@ -235,7 +240,7 @@ impl Peer {
             (_, Some(_)) => Time::ZERO,
             (LinkState::Mute | LinkState::Down, None) => arrival.fresh_at + settings.interval * 8,
             (LinkState::Unknown | LinkState::Up | LinkState::Degraded | LinkState::Deaf, None) => {
-                arrival.fresh_at + self.interval.mul_f64(2.2)
+                arrival.fresh_at + self.interval.mul_f64(LINK_SILENCE_MIN_BEATS)
             }
         });
         let silent =
@@ -252,7 +257,8 @@ impl Peer {
     pub(super) fn patience(&self, settings: &Settings) -> Duration {
         let Some(arrival) = self.best() else { return settings.interval * 10 };
         let missed = missed_max(&arrival.delay, self.loss.loss(), self.interval, settings);
-        silent_for(self.interval, &arrival.delay, missed)
+        let wait = delay::max_wait(self.interval, &arrival.delay);
+        delay::missed_at(Time::ZERO, wait, self.interval, missed).since(Time::ZERO)
     }
 
     /// Brings the state of every link up to date, and names those that changed.
@@ -300,11 +306,6 @@ fn missed_max(delay: &DelayStats, loss: Loss, interval: Duration, settings: &Set
     delay::max_missed(if is_steady { &steady } else { delay }, loss, settings.false_one_in)
 }
 
-/// How long a peer has been silent when it has missed `missed` heartbeats.
-fn silent_for(interval: Duration, delay: &DelayStats, missed: u32) -> Duration {
-    delay::max_wait(interval, delay).saturating_sub(interval).saturating_add(interval.saturating_mul(missed))
-}
-
 fn bit(network: NetworkId) -> u8 {
     1u8.checked_shl(u32::from(network.0)).unwrap_or_default()
 }
@@ -328,7 +329,9 @@ impl Arrival {
         } else {
             missed_max(&self.delay, self.loss.loss(), interval, settings).max(2 * LINK_MISSED_MIN)
         };
-        now.since(self.fresh_at) > silent_for(interval, &self.delay, needed).max(interval.mul_f64(2.2))
+        let wait = delay::max_wait(interval, &self.delay);
+        let missed_at = delay::missed_at(self.fresh_at, wait, interval, needed);
+        now > missed_at.max(self.fresh_at + interval.mul_f64(LINK_SILENCE_MIN_BEATS))
     }
 
     /// Whether it loses much, by the whole window or by the last two seconds of it.

@@ -212,11 +212,7 @@ impl Bench {
         self.doubtful = doubtful;
         let released = self.convicted.iter().filter(|id| !down.contains_key(*id));
         self.released.extend(released.map(|id| (*id, case.now)));
-        let before = std::mem::take(&mut self.convicted);
         self.convicted = down.keys().copied().collect();
-        if !before.is_subset(&self.convicted) {
-            self.resettle(case);
-        }
         let silent: BTreeSet<NodeId> =
             down.iter().filter(|(_, (class, _))| *class == Class::HostDead).map(|(id, _)| *id).collect();
         let is_split = silent.len() >= 2 && silent.len() * 3 >= case.members.incarnations.len();
@@ -229,17 +225,6 @@ impl Bench {
                 findings.insert(Subject::Node(node), (class, evidence));
             }
         }
-    }
-
-    /// A node is no longer down: what was said of its links meanwhile is not judged before its observers had time to
-    /// find them well again.
-    fn resettle(&mut self, case: &Case<'_>) {
-        let then = case.now + case.interval * 4;
-        let networks = case.claims.all().filter_map(|held| match held.rumour.claim {
-            Claim::Link { network, .. } => Some(network),
-            Claim::Down { .. } | Claim::Alive { .. } | Claim::Well => None,
-        });
-        self.unsettled.extend(networks.map(|network| (network, (then, then))));
     }
 
     fn judge_networks(

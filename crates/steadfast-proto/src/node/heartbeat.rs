@@ -97,7 +97,7 @@ impl Node {
         out: &mut Batch,
     ) {
         let heard = self.detector.heard(now, from, incarnation, network, received_at, &heartbeat);
-        let Heard::Counted { newest, .. } = heard else { return };
+        let Heard::Counted { newest } = heard else { return };
         if let Some(rider) = heartbeat.rider {
             if let Some(Echo { sent_at, .. }) = heartbeat.echo
                 && rider.granted

@@ -74,6 +74,7 @@ impl Node {
 
     pub(super) fn renumbered(&mut self, incarnation: Incarnation) {
         self.incarnation = self.incarnation.max(incarnation);
+        self.detector.set_incarnation(self.incarnation);
         self.membership.renumbering = None;
         self.membership.last_attempt = None;
     }
@@ -91,6 +92,9 @@ impl Node {
         self.note_fences(now, &view, out);
         let mut condemned = self.detector.condemned(now);
         condemned.retain(|node, _| view.has(*node));
+        if !leaves_quorum(&view, &condemned) {
+            condemned.clear();
+        }
         self.tend_leader(now, &view, out);
         if !self.synced {
             return;
@@ -210,5 +214,33 @@ impl Node {
             let next = view.add_grantor(next, own);
             self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
         }
+    }
+}
+
+/// Whether a majority of the grantors would be left: without it a removal can't commit now, and must not do so later,
+/// when the network is whole again and what it rests on is of the past.
+fn leaves_quorum(view: &View, condemned: &BTreeMap<NodeId, BTreeSet<NodeId>>) -> bool {
+    let left = view.grantors.iter().filter(|id| view.has(**id) && !condemned.contains_key(id));
+    left.count() >= view.grantor_majority()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removal_leaves_a_majority_of_the_grantors() {
+        let mut view = (2..=16).fold(View::founded(NodeId(1), Incarnation(1)), |view, node| {
+            view.admit(NodeId(node), Incarnation(1), NodeId(1))
+        });
+        while let Some(node) = view.next_grantor() {
+            view = view.add_grantor(node, NodeId(1));
+        }
+        let condemned = |nodes: std::ops::RangeInclusive<u128>| {
+            nodes.map(|node| (NodeId(node), BTreeSet::new())).collect::<BTreeMap<_, _>>()
+        };
+        assert!(leaves_quorum(&view, &condemned(9..=16)));
+        assert!(leaves_quorum(&view, &condemned(1..=2)));
+        assert!(!leaves_quorum(&view, &condemned(1..=3)));
     }
 }
