@@ -14,6 +14,7 @@ use super::{
     INSIDE, NetworkError, feed, inside, kernel,
     netlink::{ACK, CREATE, Message, Socket, attribute, interface_index, is_verdict, nested, text, verdict},
 };
+use crate::clock::boottime_ns;
 
 const TABLE: &str = "steadfast";
 
@@ -32,11 +33,16 @@ table netdev steadfast {
 }
 ";
 
+/// What a time-out is shorter than the lease: the kernel's coarsest tick, and the way to it.
+const ALLOWANCE_NS: u64 = TICK_NS + 3_000_000;
+const ATTEMPTS: usize = 5;
 const FAMILY_INET: u8 = 1;
 const FAMILY_NETDEV: u8 = 5;
 /// Longer than any image takes; only a bound for what nobody undoes.
 const HOLD_MAX: Duration = Duration::from_secs(3600);
 const SUBSYSTEM: u16 = 10;
+/// One tick of a kernel with 100 Hz.
+const TICK_NS: u64 = 10_000_000;
 const NEW_ELEMENT: u16 = (SUBSYSTEM << 8) | 12;
 const DELETE_ELEMENT: u16 = (SUBSYSTEM << 8) | 14;
 const NO_ENTRY: i32 = rustix::io::Errno::NOENT.raw_os_error();
@@ -91,15 +97,23 @@ impl Gate {
 
     /// Lets frames pass until `until`. Refreshes the kernel only when that moves the end by a third of what is left, so
     /// that a renewal every tenth of a lease costs next to nothing.
-    pub(crate) fn open_until(&mut self, now: u64, until: u64) -> io::Result<()> {
-        let gain = until.saturating_sub(self.open_until.max(now));
-        let left = until.saturating_sub(now);
-        if left == 0 || gain < left / 3 {
-            return Ok(());
+    ///
+    /// The kernel counts from when it reads the time-out, with its coarse clock. If that was later than allowed for,
+    /// the element would outlive `until`: it is put in again, and taken out when the machine stays too slow.
+    pub(crate) fn open_until(&mut self, until: u64) -> io::Result<()> {
+        for _ in 0..ATTEMPTS {
+            let now = boottime_ns();
+            let left = until.saturating_sub(now).saturating_sub(ALLOWANCE_NS);
+            if left == 0 || until.saturating_sub(self.open_until.max(now)) < left / 3 {
+                return Ok(());
+            }
+            self.replace(Some(Duration::from_nanos(left)))?;
+            if boottime_ns().saturating_sub(now) + TICK_NS <= ALLOWANCE_NS {
+                self.open_until = until;
+                return Ok(());
+            }
         }
-        self.replace(Some(Duration::from_nanos(left)))?;
-        self.open_until = until;
-        Ok(())
+        self.close()
     }
 
     /// Takes the element out at once.

@@ -11,7 +11,6 @@ use std::{
 };
 
 use crate::{
-    clock,
     config::Address,
     layout::{Layout, hardware_address},
     network::{self, NetworkError, arp::Announcer, gate::Gate, netlink::InterfaceSwitch},
@@ -188,7 +187,7 @@ impl Outside {
     }
 
     fn open(&mut self, until: u64) -> io::Result<()> {
-        self.gate.open_until(clock::boottime_ns(), until)?;
+        self.gate.open_until(until)?;
         if !self.raised {
             self.switch.raise()?;
             self.raised = true;
