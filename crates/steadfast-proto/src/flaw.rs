@@ -1,4 +1,4 @@
-//! Planted bugs: known ways to get the fence wrong, each of which the simulator must catch.
+//! Planted bugs: known ways to get the fence or the detector wrong, each of which the simulator must catch.
 //!
 //! Without the feature `planted-flaws` the answer is always "no" and the compiler removes the question.
 
@@ -15,6 +15,16 @@ pub enum Flaw {
     TwoRows,
     /// A container thaws as soon as its node hears a grantor, whatever the row says by then.
     ThawWithoutFreshLease,
+    /// Opinions are formed while heartbeats still wait to be handed over, and by when they are (PROTOCOLS 3.1).
+    NoDrain,
+    /// Ages are not taken as zero when a dead network comes back (3.1).
+    NoRebase,
+    /// Nobody ever finds itself cut off (3.2).
+    NoIsolation,
+    /// The interval is adapted and not advertised (4.4).
+    IntervalNotAdvertised,
+    /// Nobody's denial counts (4.4).
+    NoRefutation,
 }
 
 #[cfg(feature = "planted-flaws")]

@@ -12,6 +12,7 @@ use super::{
     Detector, Evidence, Link, Opinion, Output, PROBE_BEATS, Profile, Rule, Subject, Suspicion, Verdict,
     delay, matrix, verdict,
 };
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::{NetworkId, NodeId};
 use crate::time::Time;
 use crate::wire::{Claim, LinkState, Why};
@@ -54,14 +55,15 @@ impl Detector {
                 .filter(|peer| hears(peer))
                 .all(|peer| peer.deaf_since.is_some_and(|since| now.since(since) > self.limit(peer)));
         let testified = watched.iter().any(|peer| is_gone(peer));
-        let isolated = !watched.is_empty() && (is_alone || is_mute) && !testified;
+        let isolated =
+            !is_planted(Flaw::NoIsolation) && !watched.is_empty() && (is_alone || is_mute) && !testified;
         if isolated == self.isolated {
             return;
         }
         self.isolated = isolated;
         self.unjudged = true;
         out.opinions.push(if isolated { Opinion::Isolated } else { Opinion::Reconnected });
-        if !isolated {
+        if !isolated && !is_planted(Flaw::NoRebase) {
             // Re-base on heal (3.1): the first heartbeat after an outage must not make the others look dead.
             for peer in self.peers.values_mut() {
                 peer.fresh_at = now;

@@ -67,6 +67,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::{Incarnation, NetworkId, NodeId};
 use crate::machine::Machine;
 use crate::time::Time;
@@ -391,7 +392,9 @@ impl Detector {
         }
         let is_slow_turn = is_urgent || self.sequence.is_multiple_of(self.settings.slow_every);
         let rumours = self.claims.next_rumours();
-        let interval_ms = u16::try_from(self.interval.as_millis()).unwrap_or(u16::MAX);
+        let hidden = is_planted(Flaw::IntervalNotAdvertised);
+        let interval = if hidden { self.settings.interval } else { self.interval };
+        let interval_ms = u16::try_from(interval.as_millis()).unwrap_or(u16::MAX);
         let slow_ms = interval_ms.saturating_mul(u16::try_from(self.settings.slow_every).unwrap_or(u16::MAX));
         let mut beats = Vec::with_capacity(self.peers.len() * self.networks.len());
         for (to, peer) in &self.peers {
@@ -698,6 +701,7 @@ impl Machine for Detector {
     fn step(&mut self, now: Time, input: Input, out: &mut Output) {
         if let Some(wanted) = self.requested.take()
             && now.since(wanted) >= PAUSE_MIN
+            && !is_planted(Flaw::NoDrain)
         {
             self.paused(now, now.since(wanted));
         }
@@ -705,7 +709,12 @@ impl Machine for Detector {
         match input {
             Input::Members(members) => self.set_members(now, members),
             Input::Heard { from, incarnation, network, received_at, heartbeat } => {
+                let received_at = if is_planted(Flaw::NoDrain) { now } else { received_at };
                 self.heard(now, from, incarnation, network, received_at, &heartbeat);
+                if is_planted(Flaw::NoDrain) {
+                    self.next_look = now;
+                    self.look(now, out);
+                }
                 self.conclude(now, out);
             }
             Input::Evidence { peer, incarnation, evidence, at } => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::claims::{Claims, Held, Slot};
 use super::graph::{self, Graph};
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::{Incarnation, NetworkId, NodeId};
 use crate::time::Time;
 use crate::wire::{Claim, LinkState, Why};
@@ -330,6 +331,9 @@ fn awaits_others(case: &Case<'_>, accused: &Accused<'_>, bench: &Bench, since: T
 /// Whether an observer in good standing heard `subject` after all its accusers did (PROTOCOLS 4.4).
 fn is_refuted(case: &Case<'_>, accused: &Accused<'_>, subject: NodeId) -> bool {
     let Some(accusers) = accused.get(&subject) else { return false };
+    if is_planted(Flaw::NoRefutation) {
+        return false;
+    }
     let last = accusers.values().filter_map(|held| match held.rumour.claim {
         Claim::Down { last_sequence, .. } => Some(last_sequence),
         Claim::Alive { .. } | Claim::Well | Claim::Link { .. } => None,
