@@ -60,7 +60,7 @@ pub(crate) fn simulator(arguments: &[String]) -> Run {
 }
 
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
-    let machine = setup::prepare(Scope::Product)?;
+    let machine = setup::prepare(Scope::Benchmarks)?;
     Run::cargo("build --release --package steadfast-cli --bin steadfast").perform()?;
     let bench = Run::cargo("run --release --manifest-path bench/Cargo.toml --").args(arguments);
     machine.offer_criu(bench).perform()

@@ -16,7 +16,7 @@ use std::{env, process::ExitCode};
 const HELP: &str = "\
 cargo xtask TASK [ARGUMENTS]
 
-  setup              install what is missing (runc, nftables, redis, a CRIU that passes a real self-test)
+  setup              install what is missing (runc, nftables, redis, Serf, a CRIU that passes a real self-test)
   demo [ARGUMENTS]   set up, then run the demo: a Redis that survives the loss of its machine
   bed [ARGUMENTS]    set up, then drive the test bed: `bed up --nodes 3 --networks 2`
   test [FILTER]      set up, then every check; with FILTER only the tests whose name holds it

@@ -52,6 +52,12 @@ impl Run {
         self
     }
 
+    /// In another folder than the repository.
+    pub(crate) fn inside(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
     /// A variable of its environment, shown as part of the command.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value.as_ref());

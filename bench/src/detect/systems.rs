@@ -3,6 +3,9 @@
 //! A system never decides what counts as good; it only says who counts whom among the living. [`super::ours`] is the
 //! same for Steadfast.
 
+#[path = "../../../xtask/src/setup/find_serf.rs"]
+mod find_serf;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -58,34 +61,12 @@ pub struct Serf {
 }
 
 impl Serf {
-    /// The installed Serf, else Debian's package, unpacked beside the other peers.
+    /// The installed Serf, else the one that the set-up unpacked.
     pub fn find(profile: &'static str) -> anyhow::Result<Serf> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let installed =
-            std::env::split_paths(&path).map(|folder| folder.join("serf")).find(|file| file.is_file());
-        let binary = match installed {
-            Some(binary) => binary,
-            None => unpack_serf()?,
-        };
+        let binary = find_serf::find();
+        let binary = binary.context("there is no serf to compare with; `cargo xtask setup` unpacks one")?;
         Ok(Serf { binary, profile })
     }
-}
-
-fn unpack_serf() -> anyhow::Result<PathBuf> {
-    let folder = peers_target().join("serf");
-    let binary = folder.join("usr/bin/serf");
-    if binary.is_file() {
-        return Ok(binary);
-    }
-    std::fs::create_dir_all(&folder)?;
-    run(Command::new("apt-get").args(["download", "serf"]).current_dir(&folder))?;
-    let package = std::fs::read_dir(&folder)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get left no package of serf")?;
-    run(Command::new("dpkg").arg("-x").arg(package).arg(&folder))?;
-    Ok(binary)
 }
 
 impl System for Serf {
@@ -203,7 +184,7 @@ fn seeds(host: usize) -> impl Iterator<Item = SocketAddr> {
     (0..SEEDS).filter(move |seed| *seed != host).map(|seed| SocketAddr::new(address(seed, 0), PORT))
 }
 
-/// Where peers are built and unpacked.
+/// Where peers are built.
 fn peers_target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers")
 }

@@ -198,6 +198,9 @@ codes! {
     PlanInvalid = 42, Usage, "the simulation can't be carried out as described",
         causes: ["a flag or a key of the file is misspelt or has the wrong unit", "a fault names a node or network that is not there, or begins after the end"],
         remedy: ["correct each problem listed", "compare with the examples in `steadfast simulate --help`"];
+    NodeBusy = 43, Unavailable, "this node has too many questions to answer",
+        causes: ["programs ask its API faster than it answers", "the machine is too busy for its agent"],
+        remedy: ["ask again in a moment: nothing was changed", "follow a stream (`/v1/links/events`, `/v1/verdicts/events`) or use `wait` instead of asking again and again"];
 }
 
 impl fmt::Display for Code {

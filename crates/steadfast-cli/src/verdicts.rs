@@ -15,8 +15,10 @@ use crate::failure::did_you_mean;
 pub struct Page {
     /// The class.
     pub class: Class,
-    /// What it is called.
+    /// What programs call it.
     pub name: &'static str,
+    /// What people call it: the words of DESIGN 1, everywhere.
+    pub words: &'static str,
     /// What it means, in one sentence.
     pub meaning: &'static str,
     /// What it rests on.
@@ -32,6 +34,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::ProcessCrashed,
         name: "process-crashed",
+        words: "process crashed",
         meaning: "The agent of a node ended while its machine lives.",
         evidence: &[
             "the machine's kernel refuses heartbeats (port unreachable), or ended the watch connection",
@@ -50,6 +53,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::ProcessStalled,
         name: "process-stalled",
+        words: "process stalled",
         meaning: "The agent of a node does not run although its machine lives.",
         evidence: &[
             "no heartbeat comes on any network, and the machine's kernel still acknowledges the watch connection",
@@ -67,6 +71,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::HostDead,
         name: "host-dead",
+        words: "host dead",
         meaning: "A machine, or every path to it, is gone.",
         evidence: &[
             "no heartbeat comes on any network, and nothing that its kernel says",
@@ -84,6 +89,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::NodeIsolated,
         name: "node-isolated",
+        words: "node isolated",
         meaning: "A node hears nobody.",
         evidence: &[
             "of itself: no heartbeat comes on any network, or nobody that it hears hears it",
@@ -101,6 +107,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::NetworkDownAtNode,
         name: "network-down-at-node",
+        words: "network down at a node",
         meaning: "One node is off one network; the others still use it.",
         evidence: &[
             "at least three quarters of the node's links on that network carry nothing in one direction at least",
@@ -115,6 +122,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::NetworkDown,
         name: "network-down",
+        words: "network down",
         meaning: "A whole network carries nothing.",
         evidence: &[
             "at least two thirds of the live nodes are off it",
@@ -129,6 +137,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::LinkCut,
         name: "link-cut",
+        words: "link cut",
         meaning: "Two nodes don't hear each other on one network, in one direction or both.",
         evidence: &[
             "at least one end says so of the other, and both are heard by others",
@@ -143,6 +152,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::LinkDegraded,
         name: "link-degraded",
+        words: "link degraded",
         meaning: "A link carries in both directions and loses or delays much.",
         evidence: &[
             "more than 5 % of its heartbeats were lost lately, or",
@@ -157,6 +167,7 @@ pub const PAGES: &[Page] = &[
     Page {
         class: Class::Split,
         name: "split",
+        words: "split",
         meaning: "The members fell into groups that don't hear each other.",
         evidence: &[
             "at least a third of the members, and two or more, fell silent together for all that watch them",
@@ -179,23 +190,30 @@ pub fn page_of(class: Class) -> &'static Page {
 
 /// A text that is not the name of a class.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0:?} is neither an error code (like SF-0013) nor a class of verdict (like link-cut){1}")]
+#[error("{0:?} is neither an error code (like SF-0013) nor a class of verdict (like \"link cut\"){1}")]
 pub struct ParseClassError(String, String);
 
 impl FromStr for &'static Page {
     type Err = ParseClassError;
 
-    /// Accepts `link-cut`, `Link cut` and `link_cut`.
+    /// Accepts `link-cut`, `Link cut` and `link_cut`; also `network down at a node`.
     fn from_str(text: &str) -> Result<&'static Page, ParseClassError> {
         let name = text.trim().to_ascii_lowercase().replace([' ', '_'], "-");
         let hint = || did_you_mean(&name, PAGES.iter().map(|page| page.name));
-        PAGES.iter().find(|page| page.name == name).ok_or_else(|| ParseClassError(text.into(), hint()))
+        let is_meant = |page: &&Page| page.name == name || page.words.replace(' ', "-") == name;
+        PAGES.iter().find(is_meant).ok_or_else(|| ParseClassError(text.into(), hint()))
     }
 }
 
 impl fmt::Display for Page {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "## {}\n\n{}", self.name, self.meaning)?;
+        writeln!(
+            formatter,
+            "## {}\n\n{} Programs call it `{}`.",
+            capital(self.words),
+            self.meaning,
+            self.name
+        )?;
         let parts =
             [("It rests on:", self.evidence), ("What follows:", self.follows), ("What to do:", self.remedy)];
         for (title, lines) in parts {
@@ -206,10 +224,16 @@ impl fmt::Display for Page {
     }
 }
 
+/// The same words at the beginning of a sentence.
+fn capital(words: &str) -> String {
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
+}
+
 /// The whole reference page, `docs/reference/verdicts.md`.
 pub fn reference() -> String {
     let mut text = String::from(
-        "# Verdicts\n\nGenerated from `crates/steadfast-cli/src/verdicts.rs`; `steadfast explain CLASS` prints the same. A verdict is one\nnode's opinion: it never removes or moves anything by itself, only a committed change does. `steadfast status` lists\nthose that hold, each with its evidence and its accusers.\n",
+        "# Verdicts\n\nGenerated from `crates/steadfast-cli/src/verdicts.rs`; `steadfast explain CLASS` prints the same. A verdict is one\nnode's opinion: it never removes or moves anything by itself, only a committed change does. `steadfast status` begins\nwith those that hold, or by which nodes were removed that are not back, each with its evidence and its accusers.\n",
     );
     for page in PAGES {
         text.push_str(&format!("\n{page}"));
@@ -237,8 +261,21 @@ mod tests {
         };
         assert!(PAGES.iter().all(|page| is_known(page.class)) && PAGES.len() == 9);
         for page in PAGES {
-            let found: &Page = page.name.parse::<&'static Page>().unwrap();
-            assert_eq!(found.class, page.class);
+            for text in [page.name.to_owned(), page.words.to_owned(), capital(page.words)] {
+                assert_eq!(text.parse::<&'static Page>().unwrap().class, page.class, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_words_are_those_of_the_design_everywhere() {
+        let design = "process crashed, process stalled, host dead, node isolated, network down at a node, network down, link cut, link degraded, split";
+        let words: Vec<&str> = PAGES.iter().map(|page| page.words).collect();
+        assert_eq!(words.join(", "), design);
+        let concepts = include_str!("../../../docs/concepts/failures.md");
+        for page in PAGES {
+            assert!(concepts.contains(&format!("\n| {} | ", page.words)), "{} is not explained", page.words);
+            assert!(!page.evidence.is_empty() && !page.follows.is_empty() && !page.remedy.is_empty());
         }
     }
 

@@ -1,23 +1,28 @@
-//! `mode = "observe"`: three agents on loopback, run by a user without any privilege.
+//! `mode = "observe"`: three agents on loopback, run by a user without any privilege, alone and beside Serf.
 //!
-//! They form a cluster, see each other's links, refuse what concerns containers and name the one that is killed. Nothing
-//! is installed or mounted; the test waits for conditions and ends what it started also when it fails.
+//! They form a cluster, see each other's links, refuse what concerns containers and name the one that is killed; Serf's
+//! agents on the same hosts say the same, and neither disturbs the other. Nothing is installed or mounted; the tests
+//! wait for conditions and end what they started also when they fail. A host is an address on each of two networks.
 
 #![allow(
     clippy::unwrap_used,
     reason = "in a test a panic is the report; clippy knows only functions marked as tests"
 )]
 
+#[path = "../../../xtask/src/setup/find_serf.rs"]
+mod find_serf;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use steadfast_cli::api::types::{Node, Status};
+use steadfast_cli::api::types::{Happening, Node, Status};
 use steadfast_cli::bed::wait_for;
 use tempfile::TempDir;
 
@@ -25,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `nobody` and `nogroup`, who own nothing.
 const NOBODY: u32 = 65_534;
+
+/// What an agent notes when it holds something against a node or a network.
+const ACCUSATIONS: [&str; 5] = ["suspected", "verdict", "removed", "isolated", "network_suspected"];
 
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
 
@@ -41,24 +49,36 @@ impl Drop for Agent {
 struct Observers {
     // Before the folder: they end first.
     agents: Vec<Option<Agent>>,
+    serfs: Vec<Option<Agent>>,
+    ports: Ports,
     folder: TempDir,
+}
+
+/// Ports that are free on every host.
+#[derive(Clone, Copy)]
+struct Ports {
+    steadfast: u16,
+    serf: u16,
+    /// For questions to Serf.
+    serf_rpc: u16,
+}
+
+/// What `serf members -format=json` prints, as far as it matters here.
+#[derive(serde::Deserialize)]
+struct SerfMembers {
+    members: Vec<SerfMember>,
+}
+
+#[derive(serde::Deserialize)]
+struct SerfMember {
+    name: String,
+    status: String,
 }
 
 #[test]
 fn agents_without_root_watch_each_other_and_run_nothing() {
     let mut observers = Observers::new();
-    observers.text(0, &["init", "watch", "--config", &observers.config(0)]);
-    observers.start(0);
-    for (index, name) in NAMES.iter().enumerate().skip(1) {
-        let token = observers.text(0, &["invite", name]);
-        observers.text(index, &["join", token.trim(), "--config", &observers.config(index)]);
-        observers.start(index);
-    }
-    wait_for("three members that hear each other on both networks", PATIENCE, || {
-        let statuses = (0..NAMES.len()).map(|index| observers.status(index)).collect::<Option<Vec<_>>>()?;
-        statuses.iter().all(hears_all).then_some(())
-    })
-    .unwrap();
+    observers.form_cluster();
     let nodes: Vec<Node> = observers.json(1, &["nodes"]).unwrap();
     assert!(nodes.iter().all(|node| node.memory_bytes == 0 && node.criu.is_empty()), "{nodes:?}");
 
@@ -79,6 +99,55 @@ fn agents_without_root_watch_each_other_and_run_nothing() {
     .unwrap();
 }
 
+#[test]
+fn agents_stand_beside_serf_on_the_same_hosts_and_both_name_the_one_that_is_lost() {
+    let mut observers = Observers::new();
+    for index in 0..NAMES.len() {
+        observers.start_serf(index);
+    }
+    observers.form_cluster();
+    let (gone, left) = (2, 0..2);
+    for index in 0..NAMES.len() {
+        wait_for("Serf's three members, all alive", PATIENCE, || {
+            let members = observers.serf_members(index)?;
+            (members.len() == 3 && members.values().all(|status| status == "alive")).then_some(())
+        })
+        .unwrap();
+    }
+    let statuses: Vec<Status> = (0..NAMES.len()).map(|index| observers.status(index).unwrap()).collect();
+    for status in &statuses {
+        let accused = status.timeline.iter().find(|noted| ACCUSATIONS.contains(&noted.what.as_str()));
+        assert!(accused.is_none(), "{} accuses while all are well: {accused:?}", status.node);
+        assert!(hears_all(status), "{status:?}");
+    }
+
+    // The whole host, as far as it has agents.
+    observers.agents[gone] = None;
+    observers.serfs[gone] = None;
+    for index in left {
+        wait_for("the killed one removed from the view", PATIENCE, || {
+            let status = observers.status(index)?;
+            let members = &status.view.members;
+            (members.len() == 2 && !members.iter().any(|name| name == NAMES[gone])).then_some(())
+        })
+        .unwrap();
+        wait_for("the killed one failed in Serf's eyes", PATIENCE, || {
+            let members = observers.serf_members(index)?;
+            (members.get(NAMES[gone])? == "failed").then_some(())
+        })
+        .unwrap();
+        let (status, members) = (observers.status(index).unwrap(), observers.serf_members(index).unwrap());
+        let of_others = |noted: &&Happening| {
+            ACCUSATIONS.contains(&noted.what.as_str())
+                && noted.node.as_deref().is_some_and(|node| node != NAMES[gone])
+        };
+        let wrong = status.timeline.iter().find(of_others);
+        assert!(wrong.is_none(), "{} accuses the living: {wrong:?}", status.node);
+        let alive = members.values().filter(|status| *status == "alive").count();
+        assert_eq!((alive, members.len()), (2, 3), "{members:?}");
+    }
+}
+
 fn hears_all(status: &Status) -> bool {
     let heard = status.peers.iter().flat_map(|peer| &peer.networks).filter(|heard| heard.age_ms.is_some());
     status.view.members.len() == 3 && heard.count() == 4 && !status.peers.iter().any(|peer| peer.suspected)
@@ -88,19 +157,35 @@ impl Observers {
     fn new() -> Observers {
         let folder = tempfile::tempdir().unwrap();
         give_away(folder.path());
-        let ports = free_ports();
+        let ports = Ports::free();
         for (index, name) in NAMES.iter().enumerate() {
             let data = folder.path().join(name);
             fs::create_dir(&data).unwrap();
             give_away(&data);
-            let port = ports + u16::try_from(index).unwrap();
+            let [front, back] = addresses(index).map(|address| format!("{address}:{}", ports.steadfast));
             let data = data.display();
             let text = format!(
-                "[node]\nname = \"{name}\"\ndata = \"{data}\"\nmode = \"observe\"\n\n[[network]]\nname = \"front\"\naddress = \"127.0.0.1:{port}\"\n\n[[network]]\nname = \"back\"\naddress = \"127.0.1.1:{port}\"\n"
+                "[node]\nname = \"{name}\"\ndata = \"{data}\"\nmode = \"observe\"\n\n[[network]]\nname = \"front\"\naddress = \"{front}\"\n\n[[network]]\nname = \"back\"\naddress = \"{back}\"\n"
             );
             fs::write(folder.path().join(format!("{name}.toml")), text).unwrap();
         }
-        Observers { agents: NAMES.map(|_| None).into(), folder }
+        Observers { agents: NAMES.map(|_| None).into(), serfs: NAMES.map(|_| None).into(), ports, folder }
+    }
+
+    /// Three members that hear each other on both networks.
+    fn form_cluster(&mut self) {
+        self.text(0, &["init", "watch", "--config", &self.config(0)]);
+        self.start(0);
+        for (index, name) in NAMES.iter().enumerate().skip(1) {
+            let token = self.text(0, &["invite", name]);
+            self.text(index, &["join", token.trim(), "--config", &self.config(index)]);
+            self.start(index);
+        }
+        wait_for("three members that hear each other on both networks", PATIENCE, || {
+            let statuses = (0..NAMES.len()).map(|index| self.status(index)).collect::<Option<Vec<_>>>()?;
+            statuses.iter().all(hears_all).then_some(())
+        })
+        .unwrap();
     }
 
     fn config(&self, index: usize) -> String {
@@ -112,8 +197,14 @@ impl Observers {
     }
 
     fn program(&self, index: usize) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
-        command.env("STEADFAST_SOCKET", self.socket(index)).current_dir(self.folder.path());
+        let mut command = self.unprivileged(env!("CARGO_BIN_EXE_steadfast").as_ref());
+        command.env("STEADFAST_SOCKET", self.socket(index));
+        command
+    }
+
+    fn unprivileged(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.path());
         if rustix::process::geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -150,22 +241,58 @@ impl Observers {
             panic!("{} does not answer: {}", NAMES[index], log.unwrap_or_default());
         }
     }
+
+    /// Serf's own agent on a host, with its defaults for a local network.
+    fn start_serf(&mut self, index: usize) {
+        let log = fs::File::create(self.folder.path().join(format!("{}.serf.log", NAMES[index]))).unwrap();
+        let [front, _] = addresses(index);
+        let mut serf = self.serf();
+        serf.args(["agent", "-retry-interval=1s", &format!("-node={}", NAMES[index])]);
+        serf.arg(format!("-bind={front}:{}", self.ports.serf));
+        serf.arg(format!("-rpc-addr={front}:{}", self.ports.serf_rpc));
+        if index > 0 {
+            serf.arg(format!("-retry-join={}:{}", addresses(0)[0], self.ports.serf));
+        }
+        let serf = serf.stdout(log).stderr(Stdio::null()).spawn().unwrap();
+        self.serfs[index] = Some(Agent(serf));
+    }
+
+    /// Every member that Serf on a host knows, and what it makes of it.
+    fn serf_members(&self, index: usize) -> Option<BTreeMap<String, String>> {
+        let rpc = format!("-rpc-addr={}:{}", addresses(index)[0], self.ports.serf_rpc);
+        let ended = self.serf().args(["members", "-format=json", &rpc]).output().unwrap();
+        let answer: SerfMembers = serde_json::from_slice(&ended.stdout).ok()?;
+        Some(answer.members.into_iter().map(|member| (member.name, member.status)).collect())
+    }
+
+    fn serf(&self) -> Command {
+        let program =
+            find_serf::find().expect("there is no serf to run beside; `cargo xtask setup` unpacks one");
+        self.unprivileged(&program)
+    }
 }
 
-fn give_away(path: &std::path::Path) {
+fn give_away(path: &Path) {
     if rustix::process::geteuid().is_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     }
 }
 
-/// The first of as many ports as there are nodes, free on both networks.
-fn free_ports() -> u16 {
-    let is_free = |port: u16| {
-        ["127.0.0.1", "127.0.1.1"]
-            .iter()
-            .all(|host| UdpSocket::bind((*host, port)).is_ok() && TcpListener::bind((*host, port)).is_ok())
-    };
-    let first = 20_000 + u16::try_from(std::process::id() % 12_000).unwrap();
-    let count = u16::try_from(NAMES.len()).unwrap();
-    (first..first + 500).find(|port| (0..count).all(|index| is_free(port + index))).unwrap()
+/// The address of a host on each of the two networks.
+fn addresses(index: usize) -> [String; 2] {
+    [0, 1].map(|network| format!("127.0.{network}.{}", index + 1))
+}
+
+impl Ports {
+    fn free() -> Ports {
+        let is_free = |port: &u16| {
+            (0..NAMES.len()).flat_map(addresses).all(|host| {
+                UdpSocket::bind((host.as_str(), *port)).is_ok() && TcpListener::bind((host, *port)).is_ok()
+            })
+        };
+        let first = 20_000 + u16::try_from(std::process::id() % 12_000).unwrap();
+        let mut free = (first..first + 500).filter(is_free);
+        let mut next = || free.next().unwrap();
+        Ports { steadfast: next(), serf: next(), serf_rpc: next() }
+    }
 }

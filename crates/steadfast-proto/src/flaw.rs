@@ -1,6 +1,6 @@
 //! Planted bugs: known ways to get the fence or the detector wrong, each of which the simulator must catch.
 //!
-//! Without the feature `planted-flaws` the answer is always "no" and the compiler removes the question.
+//! Without the feature `planted-flaws`, and outside this crate's own tests, the answer is always "no" and the compiler removes the question.
 
 /// A way to get it wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,27 +25,29 @@ pub enum Flaw {
     IntervalNotAdvertised,
     /// Nobody's denial counts (4.4).
     NoRefutation,
+    /// What is received makes a link up, whatever the other end hears (4.6).
+    ReceiveOnlyUp,
 }
 
-#[cfg(feature = "planted-flaws")]
+#[cfg(any(test, feature = "planted-flaws"))]
 std::thread_local! {
     static PLANTED: std::cell::Cell<Option<Flaw>> = const { std::cell::Cell::new(None) };
 }
 
 /// Plants `flaw` in every core that this thread steps from now on; `None` removes it.
-#[cfg(feature = "planted-flaws")]
+#[cfg(any(test, feature = "planted-flaws"))]
 pub fn plant(flaw: Option<Flaw>) {
     PLANTED.set(flaw);
 }
 
 /// Whether `flaw` is planted.
-#[cfg(feature = "planted-flaws")]
+#[cfg(any(test, feature = "planted-flaws"))]
 pub(crate) fn is_planted(flaw: Flaw) -> bool {
     PLANTED.get() == Some(flaw)
 }
 
 /// Whether `flaw` is planted.
-#[cfg(not(feature = "planted-flaws"))]
+#[cfg(not(any(test, feature = "planted-flaws")))]
 pub(crate) const fn is_planted(_flaw: Flaw) -> bool {
     false
 }

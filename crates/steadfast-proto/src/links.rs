@@ -42,6 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::detect::Link;
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::{NetworkId, NodeId};
 use crate::time::Time;
 use crate::wire::LinkState;
@@ -425,14 +426,16 @@ impl Quality {
 
 impl Row {
     fn of(link: &Link, unplugged: bool) -> Row {
-        let is_unplugged = unplugged && !link.state.carries();
+        let is_one_sided = is_planted(Flaw::ReceiveOnlyUp) && link.state == LinkState::Deaf;
+        let state = if is_one_sided { LinkState::Up } else { link.state };
+        let is_unplugged = unplugged && !state.carries();
         let quality = Quality {
             round_trip: link.round_trip,
             deviation: link.deviation,
             loss_permille: link.loss_permille,
         };
         Row {
-            state: if is_unplugged { LinkState::Down } else { link.state },
+            state: if is_unplugged { LinkState::Down } else { state },
             since: link.since,
             cause: is_unplugged.then_some(Cause::LocalInterface),
             heard_at: Some(link.heard_at),

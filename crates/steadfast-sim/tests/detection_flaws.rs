@@ -72,6 +72,9 @@ fn a_denial_that_does_not_count_is_caught() {
     // Three of the four that watch node 4 lose it; one hears it.
     let cuts = ["cut-link@4s:0,4", "cut-link@4s:1,4", "cut-link@4s:2,4"];
     caught(Flaw::NoRefutation, &plan(5, 12, &cuts), accuses_the_innocent_nodes);
+    caught(Flaw::NoRefutation, &plan(5, 12, &cuts), |report| {
+        report.violations.iter().any(|violation| violation.invariant == "G4")
+    });
 }
 
 fn accuses_the_innocent_nodes(report: &Report) -> bool {

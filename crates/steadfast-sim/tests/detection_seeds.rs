@@ -1,5 +1,5 @@
 //! A few hundred random worlds: whatever goes wrong, nobody who is well is convicted or removed, and every invariant
-//! that is looked at in each step holds (FD1, FD2, G2, G3, AT1).
+//! that is looked at in each step holds (FD1, FD2, G2, G3, G4, G5, AT1).
 //!
 //! A failure prints what was said wrongly, and the command that shows it again.
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use catalog_common::{Cluster, eventually};
 use steadfast::catalog::{Catalog, Embedded, RaftNodeId, Txn};
 use steadfast::identity::ClusterKey;
-use steadfast::node::{NodeHandle, Parts, Report, Worker, spawn};
+use steadfast::node::{NodeHandle, Parts, QUESTIONS_MAX, Report, Unanswered, Worker, spawn};
 use steadfast_proto::catalog::{
     CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart,
     Root, View, encode_row,
@@ -265,4 +265,16 @@ async fn a_checkpoint_of_what_does_not_run_here_is_refused() {
     nodes.wait_members(1, &[1, 2, 3]).await;
     let refused = nodes.handle(1).checkpoint(CONTAINER).await.unwrap_err().to_string();
     assert_eq!(refused, "this node does not run it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_questions_is_answered_or_refused_and_the_node_goes_on() {
+    let nodes = founded().await;
+    nodes.wait_members(1, &[1, 2, 3]).await;
+    let handle = nodes.handle(1);
+    let answers = futures_util::future::join_all((0..QUESTIONS_MAX * 4).map(|_| handle.datagrams())).await;
+    let is_refused = |answer: &Result<_, Unanswered>| *answer == Err(Unanswered::Busy);
+    assert!(answers.iter().all(|answer| answer.is_ok() || is_refused(answer)));
+    assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= QUESTIONS_MAX);
+    nodes.wait_members(1, &[1, 2, 3]).await;
 }

@@ -2,10 +2,12 @@
 //!
 //! Decides what is missing and says why it installs it. Must never leave a service running or enabled that the machine
 //! did not have before, and never put a foreign library into the system: a private CRIU lives under one prefix. The
-//! search for CRIU is in `criu`, the packages for a private one in `private`.
+//! search for CRIU is in `criu`, the packages for a private one in `private`, Serf to compare with in `serf`.
 
 mod criu;
+mod find_serf;
 mod private;
+mod serf;
 
 #[allow(unreachable_pub, reason = "public in steadfast-container, whose file this is")]
 #[path = "../../../crates/steadfast-container/src/criu/find.rs"]
@@ -13,7 +15,6 @@ mod find;
 #[allow(unreachable_pub, reason = "public in steadfast-container, whose file this is")]
 #[path = "../../../crates/steadfast-container/src/criu/self_test.rs"]
 mod self_test;
-
 use crate::run::Run;
 use anyhow::{Context, Result, bail};
 use std::{
@@ -47,7 +48,9 @@ const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing eng
 pub(crate) enum Scope {
     /// What the product and its demo need.
     Product,
-    /// That, and what the tests need.
+    /// That, and Serf to compare with.
+    Benchmarks,
+    /// That, and what else the tests need.
     Tests,
 }
 
@@ -103,13 +106,18 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
         eprintln!("setup: building cargo-nextest, which runs the tests (some minutes, once)");
         Run::cargo("install --locked cargo-nextest").perform()?;
     }
+    if scope != Scope::Product {
+        serf::find_or_unpack()?;
+    }
     Ok(Machine { criu: criu::find_or_install(prefix)? })
 }
 
 /// The quick look: nothing is started but cargo, to ask for nextest.
 fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
-    let complete = missing(&PROGRAMS).is_empty() && (scope == Scope::Product || has_nextest());
+    let complete = missing(&PROGRAMS).is_empty()
+        && (scope == Scope::Product || find_serf::find().is_some())
+        && (scope != Scope::Tests || has_nextest());
     complete.then_some(Machine { criu })
 }
 
@@ -164,10 +172,7 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
         eprintln!("setup: installing {package}, which {purpose}");
     }
     let _quiet = NoServices::declare()?;
-    // One unreachable source among several must not stop what the others can give; the installation then says so.
-    if let Err(error) = apt("update").read() {
-        eprintln!("setup: going on with the package lists that are there, because {error:#}");
-    }
+    update();
     let packages = missing.iter().map(|&(package, _)| package);
     apt("install --yes --no-install-recommends").args(packages).read()?;
     if missing.iter().any(|&(package, _)| package == "redis-server") {
@@ -176,6 +181,13 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
         Run::new("update-rc.d").words("redis-server disable").succeeds();
     }
     Ok(())
+}
+
+/// One unreachable source among several must not stop what the others can give; the installation then says so.
+fn update() {
+    if let Err(error) = apt("update").read() {
+        eprintln!("setup: going on with the package lists that are there, because {error:#}");
+    }
 }
 
 fn apt(words: &str) -> Run {

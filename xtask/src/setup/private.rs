@@ -101,12 +101,12 @@ fn upstream_version(package: &Path) -> Option<String> {
 }
 
 /// A working folder under the prefix, so that the result can be renamed into place; gone when dropped.
-struct Work {
-    folder: PathBuf,
+pub(super) struct Work {
+    pub(super) folder: PathBuf,
 }
 
 impl Work {
-    fn create(prefix: &Path) -> Result<Self> {
+    pub(super) fn create(prefix: &Path) -> Result<Self> {
         let folder = prefix.join(format!("work.{}", process::id()));
         for inside in ["lists/partial", "archives/partial", "unpacked"] {
             let path = folder.join(inside);
@@ -115,7 +115,7 @@ impl Work {
         Ok(Self { folder })
     }
 
-    fn packages(&self) -> Result<Vec<PathBuf>> {
+    pub(super) fn packages(&self) -> Result<Vec<PathBuf>> {
         let mut packages = Vec::new();
         for entry in
             fs::read_dir(self.folder.join("archives")).context("could not list what apt downloaded")?
@@ -201,7 +201,7 @@ fn mirror() -> Result<String> {
     Ok(mirror.to_owned())
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(super) fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} must be UTF-8", path.display()))
 }
 

@@ -31,12 +31,12 @@ const SERVICE_ADMIT: u8 = 17;
 const SERVICE_GREET: u8 = 18;
 /// Most voters; further nodes hold a copy.
 const VOTERS_MAX: usize = 5;
-/// The detector's verdict triggers an election when a leader dies, so the engine's own time-outs can be patient: half
-/// the heartbeats, and no election because of a busy machine.
+/// The detector's verdict triggers an election when a leader dies, so the engine's own time-outs can be patient: few
+/// heartbeats, which are most of what an idle cluster sends over TCP, and no election because of a busy machine.
 const TIMINGS: Timings = Timings {
-    heartbeat: Duration::from_millis(100),
-    election_min: Duration::from_millis(400),
-    election_max: Duration::from_millis(800),
+    heartbeat: Duration::from_millis(300),
+    election_min: Duration::from_millis(1000),
+    election_max: Duration::from_millis(1600),
     request_timeout: Duration::from_secs(5),
 };
 const ADMIT_PAUSE: Duration = Duration::from_millis(300);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use steadfast::net::datagram;
-use steadfast::node::NodeHandle;
+use steadfast::node::{NodeHandle, Unanswered};
 use steadfast_proto::detect::{Opinion, Rule};
 use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
 use steadfast_proto::links::{Interest, Links, RegistrationId, Report, Seen, TooManyRegistrations};
@@ -74,8 +74,12 @@ impl Board {
             while let Ok(noticed) = events.try_recv() {
                 self.note(&noticed.event);
             }
-            let Ok(status) = node.status().await else { return };
-            self.look(&status, networks);
+            match node.status().await {
+                Ok(status) => self.look(&status, networks),
+                // The next look shows what this one would have.
+                Err(Unanswered::Busy) => {}
+                Err(Unanswered::Stopped) => return,
+            }
         }
     }
 
@@ -130,6 +134,11 @@ impl Board {
     /// The verdicts that changed since `generation`, or all that hold.
     pub(crate) fn verdicts_since(&self, generation: Option<u64>) -> (u64, bool, Vec<Held>) {
         self.lock().verdicts.since(generation)
+    }
+
+    /// By which verdict each of these nodes was removed.
+    pub(crate) fn verdicts_behind(&self, removed: impl Iterator<Item = NodeId>) -> Vec<Held> {
+        self.lock().verdicts.behind(removed)
     }
 
     /// By which rule this node itself suspects whom.

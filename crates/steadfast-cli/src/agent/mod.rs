@@ -38,7 +38,7 @@ use steadfast::identity::{Identity, Membership};
 use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
-use steadfast::node::{NodeHandle, Parts, WatchParts};
+use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
 use steadfast_proto::catalog::{Key, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
@@ -53,6 +53,7 @@ pub(crate) use self::machine::on_path;
 use self::memory::Memory;
 use self::rows::Rows;
 use self::state::State;
+pub(crate) use self::verdicts::Held;
 use crate::codes::Code;
 use crate::config::{Config, Mode};
 use crate::failure::Failure;
@@ -152,7 +153,7 @@ impl Started {
             if let Some(reason) = self.agent.embedded.status().failure {
                 return Failure::new(Code::DiskFailed, format!("the catalog on this node closed: {reason}"));
             }
-            if let Err(error) = self.agent.node.status().await {
+            if let Err(error @ Unanswered::Stopped) = self.agent.node.status().await {
                 return Failure::new(Code::Internal, format!("{error}"));
             }
         }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use steadfast::catalog::{Catalog, CatalogStatus};
-use steadfast::node::Noticed;
+use steadfast::node::{Noticed, Unanswered};
 use steadfast_proto::catalog::{ClusterRow, ContainerRow, ContainerState, NodeRow, View, ViewReason};
 use steadfast_proto::detect::{Opinion, Verdict};
 use steadfast_proto::ids::{NetworkId, NodeId};
@@ -17,7 +17,8 @@ use steadfast_proto::wire::Why;
 use super::Agent;
 use super::holders;
 use crate::api::convert::{self, Names, node_name, now_unix_ms};
-use crate::api::{link_words, types};
+use crate::api::link_words::Dictionary;
+use crate::api::{link_types, link_words, links, types};
 use crate::codes::Code;
 use crate::failure::Failure;
 
@@ -33,7 +34,7 @@ impl Agent {
 
     /// What the core knows.
     pub(crate) async fn status(&self) -> Result<Status, Failure> {
-        self.node.status().await.map_err(|error| Failure::new(Code::PeerUnreachable, error.to_string()))
+        self.node.status().await.map_err(|error| Failure::new(unanswered(error), error.to_string()))
     }
 
     /// How the cluster stands, from here.
@@ -50,7 +51,8 @@ impl Agent {
         let Some(view) = &status.view else {
             return Err(Failure::new(Code::NoQuorum, "this node has not received the list of members yet"));
         };
-        let counts = self.node.datagrams().await.unwrap_or_default();
+        let counts = self.node.datagrams().await;
+        let counts = counts.map_err(|error| Failure::new(unanswered(error), error.to_string()))?;
         let mut datagrams: BTreeMap<String, u64> =
             counts.rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
         datagrams.extend([("opened".to_owned(), counts.opened), ("malformed".to_owned(), counts.malformed)]);
@@ -74,9 +76,19 @@ impl Agent {
             peers: self.peers_shown(&status, view, &names),
             containers: self.local_containers(&status),
             timeline: self.timeline(&names, &status),
-            warnings: warnings(&status, view, quorum, &engine, self.why_no_containers.as_deref()),
+            verdicts: self.standing_verdicts(view),
+            warnings: self.warnings(&status, view, quorum, &engine),
             datagrams,
         })
+    }
+
+    /// The verdicts that hold, and those by which nodes were removed that are not back; what failed first comes first.
+    fn standing_verdicts(&self, view: &View) -> Vec<link_types::Verdict> {
+        let mut held = self.board.verdicts_since(None).2;
+        held.extend(self.board.verdicts_behind(view.removed.keys().copied()));
+        let mut verdicts = links::shown(self, &held);
+        verdicts.sort_by_key(|verdict| (verdict.since_unix_ms, verdict.generation));
+        verdicts
     }
 
     fn peers_shown(&self, status: &Status, view: &View, names: &Names) -> Vec<types::Peer> {
@@ -123,10 +135,55 @@ impl Agent {
         local.collect()
     }
 
+    fn warnings(&self, status: &Status, view: &View, quorum: bool, engine: &CatalogStatus) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !quorum {
+            warnings.push("there is no majority of the catalog's voters: nothing is started or moved, and containers freeze until it is back".to_owned());
+        }
+        if !status.lease_live {
+            warnings.push(frozen_why(status).unwrap_or_default());
+        }
+        if let Some(failure) = &engine.failure {
+            warnings.push(format!("the catalog on this node is closed: {failure}"));
+        }
+        if let Some(why) = &self.why_no_containers {
+            warnings.push(format!("this node runs no containers: {why}"));
+        }
+        for network in &status.networks_suspected {
+            let network = self.networks.get(usize::from(network.0)).map_or("a network", |(name, _)| name);
+            warnings
+                .push(format!("nobody is heard on {network} at this node: peers are heard on others only"));
+        }
+        for (_, row) in status.containers.values() {
+            let name = &row.spec.name;
+            match &row.state {
+                ContainerState::Lost(why) => warnings.push(format!("{name} is lost: {why}")),
+                ContainerState::Failed(why) => warnings.push(format!("{name} failed: {why}")),
+                ContainerState::Starting | ContainerState::Running | ContainerState::Recovering
+                    if !view.has(row.owner) =>
+                {
+                    warnings.push(format!("the node of {name} is out of the view; it is recovered as soon as its lease is over and a holder of its checkpoint is there"));
+                }
+                ContainerState::Starting | ContainerState::Running | ContainerState::Recovering => {
+                    if row.latest.as_ref().is_some_and(|latest| {
+                        latest.copies.iter().filter(|copy| view.has(**copy)).count()
+                            < usize::from(latest.wanted)
+                    }) {
+                        warnings.push(format!(
+                            "{name} is under-protected: fewer copies of its last checkpoint are there than wanted"
+                        ));
+                    }
+                }
+                ContainerState::Stopped(_) => {}
+            }
+        }
+        warnings
+    }
+
     fn timeline(&self, names: &Names, status: &Status) -> Vec<types::Happening> {
-        let noticed = self.node.timeline();
+        let (noticed, networks) = (self.node.timeline(), self.network_names());
         let mut shown: Vec<types::Happening> =
-            noticed.iter().flat_map(|noticed| happening(noticed, names, status)).collect();
+            noticed.iter().flat_map(|noticed| happening(noticed, names, &networks, status)).collect();
         let surplus = shown.len().saturating_sub(TIMELINE_SHOWN);
         shown.drain(..surplus);
         shown
@@ -199,6 +256,14 @@ impl Agent {
             }
         }
         Ok(shown)
+    }
+}
+
+/// The code for a question that the node left unanswered.
+pub(super) fn unanswered(why: Unanswered) -> Code {
+    match why {
+        Unanswered::Stopped => Code::PeerUnreachable,
+        Unanswered::Busy => Code::NodeBusy,
     }
 }
 
@@ -288,59 +353,14 @@ fn frozen_why(status: &Status) -> Option<String> {
     Some(why.to_owned())
 }
 
-fn warnings(
-    status: &Status,
-    view: &View,
-    quorum: bool,
-    engine: &CatalogStatus,
-    why_no_containers: Option<&str>,
-) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if !quorum {
-        warnings.push("there is no majority of the catalog's voters: nothing is started or moved, and containers freeze until it is back".to_owned());
-    }
-    if !status.lease_live {
-        warnings.push(frozen_why(status).unwrap_or_default());
-    }
-    if let Some(failure) = &engine.failure {
-        warnings.push(format!("the catalog on this node is closed: {failure}"));
-    }
-    if let Some(why) = why_no_containers {
-        warnings.push(format!("this node runs no containers: {why}"));
-    }
-    for network in &status.networks_suspected {
-        warnings.push(format!(
-            "network number {} seems to be down at this node: peers are heard on others only",
-            network.0
-        ));
-    }
-    for (_, row) in status.containers.values() {
-        let name = &row.spec.name;
-        match &row.state {
-            ContainerState::Lost(why) => warnings.push(format!("{name} is lost: {why}")),
-            ContainerState::Failed(why) => warnings.push(format!("{name} failed: {why}")),
-            ContainerState::Starting | ContainerState::Running | ContainerState::Recovering
-                if !view.has(row.owner) =>
-            {
-                warnings.push(format!("the node of {name} is out of the view; it is recovered as soon as its lease is over and a holder of its checkpoint is there"));
-            }
-            ContainerState::Starting | ContainerState::Running | ContainerState::Recovering => {
-                if row.latest.as_ref().is_some_and(|latest| {
-                    latest.copies.iter().filter(|copy| view.has(**copy)).count() < usize::from(latest.wanted)
-                }) {
-                    warnings.push(format!(
-                        "{name} is under-protected: fewer copies of its last checkpoint are there than wanted"
-                    ));
-                }
-            }
-            ContainerState::Stopped(_) => {}
-        }
-    }
-    warnings
-}
-
 /// What an event means to people; some mean several things.
-fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Happening> {
+fn happening(
+    noticed: &Noticed,
+    names: &Names,
+    networks: &[String],
+    status: &Status,
+) -> Vec<types::Happening> {
+    let called = Dictionary { names, networks, boot_unix_ms: 0 };
     // A u64 of milliseconds since 1970 fits an f64 exactly.
     #[allow(clippy::cast_precision_loss, reason = "below 2^53 for 280,000 years")]
     let at = noticed.unix_ms as f64;
@@ -354,7 +374,7 @@ fn happening(noticed: &Noticed, names: &Names, status: &Status) -> Vec<types::Ha
             detail,
         };
     match &noticed.event {
-        Event::Opinion(opinion) => opinion_happening(opinion, names, &one),
+        Event::Opinion(opinion) => opinion_happening(opinion, &called, &one),
         Event::Installed(view) => {
             let shown = convert::view(view, names);
             let (what, about) = installed(view);
@@ -418,7 +438,7 @@ fn installed(view: &View) -> (&'static str, Vec<NodeId>) {
 /// Makes a happening: what, about which node and container, detail.
 type Telling<'a> = dyn Fn(&str, Option<NodeId>, Option<String>, String) -> types::Happening + 'a;
 
-fn opinion_happening(opinion: &Opinion, names: &Names, one: &Telling<'_>) -> Vec<types::Happening> {
+fn opinion_happening(opinion: &Opinion, called: &Dictionary<'_>, one: &Telling<'_>) -> Vec<types::Happening> {
     match opinion {
         Opinion::Suspected { peer, why, rule, silent, limit, fresh: _ } => {
             let detail = format!(
@@ -437,36 +457,39 @@ fn opinion_happening(opinion: &Opinion, names: &Names, one: &Telling<'_>) -> Vec
             vec![one("heard_again", Some(*peer), None, "it is not suspected any more".to_owned())]
         }
         Opinion::Link { peer, network, from: _, to } => {
-            let detail = format!("network number {}: {}", network.0, link_words::state(*to));
+            let detail = format!("{}: {}", called.network(*network), link_words::state(*to));
             vec![one("link", Some(*peer), None, detail)]
         }
         Opinion::NetworkSuspected { network, or_link } => {
             let doubt = if *or_link { ", or only the link to the one peer there is" } else { "" };
-            let detail = format!("nobody is heard on network number {}{doubt}", network.0);
+            let detail = format!("nobody is heard on {}{doubt}", called.network(*network));
             vec![one("network_suspected", None, None, detail)]
         }
         Opinion::NetworkCleared(network) => vec![one(
             "network_cleared",
             None,
             None,
-            format!("network number {} carries heartbeats again", network.0),
+            format!("{} carries heartbeats again", called.network(*network)),
         )],
         Opinion::Isolated => vec![one("isolated", None, None, "nobody is heard, or hears us".to_owned())],
         Opinion::Reconnected => vec![one("reconnected", None, None, "somebody is heard again".to_owned())],
-        Opinion::Verdict(verdict) => verdict_happening("verdict", verdict, names, one),
-        Opinion::Over(verdict) => verdict_happening("verdict_over", verdict, names, one),
+        Opinion::Verdict(verdict) => verdict_happening("verdict", verdict, called, one),
+        Opinion::Over(verdict) => verdict_happening("verdict_over", verdict, called, one),
     }
 }
 
 fn verdict_happening(
     what: &str,
     verdict: &Verdict,
-    names: &Names,
+    called: &Dictionary<'_>,
     one: &Telling<'_>,
 ) -> Vec<types::Happening> {
     let accusers: BTreeSet<NodeId> = verdict.evidence.iter().map(|(id, _)| *id).collect();
-    let accusers: Vec<String> = accusers.into_iter().map(|id| node_name(names, id)).collect();
-    let detail = format!("{}, by {}", link_words::class(verdict.class), accusers.join(", "));
+    let accusers: Vec<String> = accusers.into_iter().map(|id| called.node(id)).collect();
+    let mut detail = link_words::words(verdict.class).to_owned();
+    if !accusers.is_empty() {
+        detail.push_str(&format!(", by {}", accusers.join(", ")));
+    }
     let nodes = link_words::nodes_of(&verdict.subject);
     if nodes.is_empty() {
         return vec![one(what, None, None, detail)];

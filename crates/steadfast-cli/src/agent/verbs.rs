@@ -245,7 +245,7 @@ impl Agent {
         }
         let taken = self.node.checkpoint(row.id).await.map_err(|error| {
             let code = match &error {
-                steadfast::node::RequestError::Stopped(_) => Code::PeerUnreachable,
+                steadfast::node::RequestError::Unanswered(why) => super::report::unanswered(*why),
                 steadfast::node::RequestError::Refused(reason) if reason.contains("checkpoint memory") => {
                     Code::NoCheckpointMemory
                 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use steadfast_proto::detect::{Subject, Verdict};
+use steadfast_proto::ids::NodeId;
 
 /// How many verdicts that are over are kept; whoever is further behind is given the whole again.
 const OVER_MAX: usize = 128;
@@ -65,6 +66,24 @@ impl Verdicts {
         (self.generation, told.is_none(), news)
     }
 
+    /// By which verdict each of these nodes was removed, as far as it is remembered: what is found of a node ends with
+    /// its membership, and is still the reason why it is away.
+    pub(crate) fn behind(&self, removed: impl Iterator<Item = NodeId>) -> Vec<Held> {
+        let is_about = |held: &Held, node: NodeId| match &held.verdict.subject {
+            Subject::Node(subject) => *subject == node,
+            Subject::Nodes(subjects) => subjects.contains(&node),
+            Subject::NodeNetwork(..) | Subject::Network(_) | Subject::Link { .. } => false,
+        };
+        let last = |node: NodeId| {
+            let of_node = self.held.values().filter(|held| is_about(held, node));
+            of_node.max_by_key(|held| held.generation).filter(|held| held.over)
+        };
+        // Several that were removed by one verdict have it in common.
+        let behind: BTreeMap<u64, &Held> =
+            removed.filter_map(last).map(|held| (held.generation, held)).collect();
+        behind.into_values().cloned().collect()
+    }
+
     fn forget(&mut self) {
         let over = self.held.iter().filter(|(_, held)| held.over);
         let mut over: Vec<(u64, Subject)> =
@@ -81,7 +100,6 @@ impl Verdicts {
 #[cfg(test)]
 mod tests {
     use steadfast_proto::detect::Class;
-    use steadfast_proto::ids::NodeId;
     use steadfast_proto::time::Time;
 
     use super::*;
@@ -107,6 +125,25 @@ mod tests {
         assert!(verdicts.since(Some(end)).2.is_empty());
         assert_eq!(verdicts.since(None).2.len(), 1, "one that is over is no part of the whole");
         assert!(verdicts.since(Some(4)).1, "a generation of an earlier start");
+    }
+
+    #[test]
+    fn the_last_verdict_on_a_removed_node_stays_the_reason() {
+        let split = Subject::Nodes([NodeId(1), NodeId(2)].into());
+        let split = Verdict { class: Class::Split, subject: split, ..dead(0) };
+        let mut verdicts = Verdicts::new(0);
+        verdicts.update(std::slice::from_ref(&split));
+        let behind = |verdicts: &Verdicts, removed: &[u128]| -> Vec<Subject> {
+            let held = verdicts.behind(removed.iter().copied().map(NodeId));
+            held.into_iter().map(|held| held.verdict.subject).collect()
+        };
+        assert_eq!(behind(&verdicts, &[1, 2]), [], "it still holds");
+        verdicts.update(&[]);
+        assert_eq!(behind(&verdicts, &[1, 2, 3]), std::slice::from_ref(&split.subject));
+        // Both came back, and then one died.
+        verdicts.update(&[dead(1)]);
+        verdicts.update(&[]);
+        assert_eq!(behind(&verdicts, &[1]), [Subject::Node(NodeId(1))]);
     }
 
     #[test]

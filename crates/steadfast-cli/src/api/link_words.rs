@@ -39,7 +39,12 @@ pub fn state(state: LinkState) -> &'static str {
     }
 }
 
-/// The name of a class, as `explain` takes it.
+/// What people call a class.
+pub fn words(class: Class) -> &'static str {
+    verdicts::page_of(class).words
+}
+
+/// The name of a class, as programs take it.
 pub fn class(class: Class) -> &'static str {
     verdicts::page_of(class).name
 }
@@ -141,22 +146,23 @@ impl Dictionary<'_> {
         }
     }
 
-    /// What failed, in one sentence.
+    /// What failed, in one sentence: the class in its own words, its subject, and what that means.
     pub fn sentence(&self, verdict: &Verdict) -> String {
         let network = verdict.subject.network().map(|network| self.network(network)).unwrap_or_default();
         let nodes: Vec<String> = nodes_of(&verdict.subject).into_iter().map(|id| self.node(id)).collect();
         let nodes = nodes.join(" and ");
-        match verdict.class {
-            Class::ProcessCrashed => format!("the agent of {nodes} ended; its machine lives"),
-            Class::ProcessStalled => format!("the agent of {nodes} does not run; its machine lives"),
-            Class::HostDead => format!("{nodes} is dead, or every path to it is"),
-            Class::NodeIsolated => format!("{nodes} hears nobody"),
-            Class::NetworkDownAtNode => format!("{nodes} is off {network}; others still use it"),
-            Class::NetworkDown => format!("{network} carries nothing between any nodes"),
-            Class::LinkCut => format!("{network} is cut between {nodes}{}", self.direction(verdict)),
-            Class::LinkDegraded => format!("{network} loses or delays much between {nodes}"),
-            Class::Split => format!("the cluster is split: {nodes} are not heard on this side"),
-        }
+        let what = match verdict.class {
+            Class::ProcessCrashed => format!("{nodes}; its agent ended and its machine lives"),
+            Class::ProcessStalled => format!("{nodes}; its agent does not run and its machine lives"),
+            Class::HostDead => format!("{nodes}, or every path to it"),
+            Class::NodeIsolated => format!("{nodes}; it hears nobody"),
+            Class::NetworkDownAtNode => format!("{nodes} on {network}; others still use it"),
+            Class::NetworkDown => format!("{network}; it carries nothing between any nodes"),
+            Class::LinkCut => format!("{nodes} on {network}{}", self.direction(verdict)),
+            Class::LinkDegraded => format!("{nodes} on {network}; it loses or delays much"),
+            Class::Split => format!("{nodes} are not heard on this side"),
+        };
+        format!("{}: {what}", words(verdict.class))
     }
 
     /// In which direction a cut link still carries, if both ends or one say so.
@@ -280,14 +286,38 @@ mod tests {
             evidence,
         };
         let from_deaf = words.verdict(&verdict(vec![(NodeId(2), says(LinkState::Mute))]), None, false, 1);
-        let expected = "front is cut between alpha and beta, one way: beta does not hear alpha";
+        let expected = "link cut: alpha and beta on front, one way: beta does not hear alpha";
         assert_eq!(from_deaf.sentence, expected);
         let from_heard = verdict(vec![(NodeId(1), says(LinkState::Deaf))]);
         assert_eq!(words.sentence(&from_heard), expected);
         assert_eq!(from_deaf.evidence[0].says, "is heard by alpha on front and does not hear it");
         assert_eq!((from_deaf.since_unix_ms, from_deaf.accusers), (1_005, vec!["beta".to_owned()]));
         let both = verdict(vec![(NodeId(1), says(LinkState::Down))]);
-        assert_eq!(words.sentence(&both), "front is cut between alpha and beta");
+        assert_eq!(words.sentence(&both), "link cut: alpha and beta on front");
+    }
+
+    #[test]
+    fn every_class_is_said_in_its_own_words_with_its_subject() {
+        let names = Names::from([(NodeId(1), "alpha".to_owned()), (NodeId(2), "beta".to_owned())]);
+        let networks = ["front".to_owned()];
+        let said = dictionary(&names, &networks);
+        let network = NetworkId(0);
+        for page in verdicts::PAGES {
+            let (subject, named) = match page.class {
+                Class::ProcessCrashed | Class::ProcessStalled | Class::HostDead | Class::NodeIsolated => {
+                    (Subject::Node(NodeId(2)), "beta")
+                }
+                Class::NetworkDownAtNode => (Subject::NodeNetwork(NodeId(2), network), "beta on front"),
+                Class::NetworkDown => (Subject::Network(network), "front"),
+                Class::LinkCut | Class::LinkDegraded => {
+                    (Subject::Link { low: NodeId(1), high: NodeId(2), network }, "alpha and beta on front")
+                }
+                Class::Split => (Subject::Nodes([NodeId(1), NodeId(2)].into()), "alpha and beta"),
+            };
+            let verdict = Verdict { class: page.class, subject, since: Time::ZERO, evidence: Vec::new() };
+            let sentence = said.sentence(&verdict);
+            assert!(sentence.starts_with(&format!("{}: {named}", page.words)), "{sentence}");
+        }
     }
 
     #[test]

@@ -18,11 +18,11 @@ use steadfast_proto::links::{Conditions, Interest, Report, Scope};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::link_types::{LinkReport, VerdictReport};
+use super::link_types::{LinkReport, Verdict, VerdictReport};
 use super::link_words::{self, Dictionary};
 use super::proxy;
 use super::server::read_query;
-use crate::agent::{Agent, Registration};
+use crate::agent::{Agent, Held, Registration};
 use crate::codes::Code;
 use crate::failure::{Failure, did_you_mean};
 use crate::units;
@@ -150,6 +150,11 @@ pub(super) async fn verdicts_events(State(agent): Shared, request: Request) -> A
 /// The verdicts that changed since `generation`, or all that hold, as this node shows them.
 fn shown_verdicts(agent: &Agent, generation: Option<u64>) -> VerdictReport {
     let (generation, whole, held) = agent.board.verdicts_since(generation);
+    VerdictReport { node: agent.node_name(agent.id), generation, whole, verdicts: shown(agent, &held) }
+}
+
+/// Verdicts as this node shows them.
+pub(crate) fn shown(agent: &Agent, held: &[Held]) -> Vec<Verdict> {
     let (names, networks) = (agent.rows.names(), agent.network_names());
     let words = Dictionary { names: &names, networks: &networks, boot_unix_ms: agent.board.boot_unix_ms() };
     let rules = agent.board.rules();
@@ -160,7 +165,7 @@ fn shown_verdicts(agent: &Agent, generation: Option<u64>) -> VerdictReport {
         let rule = nodes.iter().find_map(|id| rules.get(id)).filter(|_| is_of_nodes);
         words.verdict(&held.verdict, rule.copied(), held.over, held.generation)
     });
-    VerdictReport { node: words.node(agent.id), generation, whole, verdicts: verdicts.collect() }
+    verdicts.collect()
 }
 
 /// Somebody who follows links.

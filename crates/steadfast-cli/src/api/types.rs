@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::link_types::Verdict;
+
 /// Why a request was refused; the body of every answer that is not a success.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
@@ -21,6 +23,10 @@ pub struct ErrorBody {
 /// How the cluster stands, seen from one node.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
+    /// The verdicts that hold, and, marked as `over`, those by which nodes were removed that are not back. What failed
+    /// first comes first; empty while nothing is known to fail.
+    #[serde(default)]
+    pub verdicts: Vec<Verdict>,
     /// The cluster.
     pub cluster: Cluster,
     /// The node that answers.

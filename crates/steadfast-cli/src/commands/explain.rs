@@ -8,12 +8,12 @@ use crate::verdicts::{self, Page};
 /// Explain an error code or a verdict: causes, evidence and what to do
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  steadfast explain SF-0013\n  steadfast explain link-cut\n  steadfast explain --all"
+    after_help = "Examples:\n  steadfast explain SF-0013\n  steadfast explain link cut\n  steadfast explain network down at a node\n  steadfast explain --all"
 )]
 pub struct Args {
     /// The code, or the class of a verdict
     #[arg(required_unless_present = "all", value_name = "CODE or CLASS")]
-    what: Option<String>,
+    what: Vec<String>,
     /// List all codes and classes
     #[arg(long)]
     all: bool,
@@ -26,12 +26,12 @@ enum Subject {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    let chosen: Vec<Subject> = match &args.what {
-        Some(text) if !args.all => vec![subject(text)?],
-        Some(_) | None => {
-            let codes = Code::ALL.iter().map(|code| Subject::Code(*code));
-            codes.chain(verdicts::PAGES.iter().map(Subject::Class)).collect()
-        }
+    let chosen: Vec<Subject> = if args.all {
+        let codes = Code::ALL.iter().map(|code| Subject::Code(*code));
+        codes.chain(verdicts::PAGES.iter().map(Subject::Class)).collect()
+    } else {
+        // The words of a class need no quotation marks.
+        vec![subject(&args.what.join(" "))?]
     };
     let values: Vec<serde_json::Value> = chosen.iter().map(value).collect();
     context.output.data(&values, |_| {
@@ -66,7 +66,7 @@ fn value(subject: &Subject) -> serde_json::Value {
                 "causes": code.causes(), "remedy": code.remedy()})
         }
         Subject::Class(page) => {
-            serde_json::json!({"class": page.name, "title": page.meaning, "evidence": page.evidence,
+            serde_json::json!({"class": page.name, "words": page.words, "title": page.meaning, "evidence": page.evidence,
                 "follows": page.follows, "remedy": page.remedy})
         }
     }
@@ -75,7 +75,7 @@ fn value(subject: &Subject) -> serde_json::Value {
 fn row(subject: &Subject) -> [String; 3] {
     match subject {
         Subject::Code(code) => [code.to_string(), code.exit().number().to_string(), code.title().to_owned()],
-        Subject::Class(page) => [page.name.to_owned(), String::new(), page.meaning.to_owned()],
+        Subject::Class(page) => [page.words.to_owned(), String::new(), page.meaning.to_owned()],
     }
 }
 

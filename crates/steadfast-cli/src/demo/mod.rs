@@ -30,6 +30,9 @@ const LOADED: &str = "key";
 const WRITTEN: &str = "more";
 /// How long anything may take that takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one attempt to connect may take. TCP repeats a lost packet only after 200 ms, and a lost first one after a second: a
+/// new attempt is sooner, so the first answer is never seen later than this.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// The entry for fuzzing: how many answers a server sent before it broke off or refused.
 #[doc(hidden)]
@@ -244,16 +247,17 @@ fn read_back(connect: &Connect, keys: u64, written: u64, output: Output) -> Resu
     Ok(())
 }
 
-/// Makes connections from the bed's client; each has answered a PING.
+/// Makes connections from the bed's client; each has answered a PING, and has `patience` from then on.
 fn connector(bed: &Bed, address: SocketAddr, patience: Duration) -> Connect {
     let client: Arc<Spaces> = bed.client_shared();
     Arc::new(move || {
-        let stream = client.tcp_connect(address, Duration::from_millis(100).min(patience))?;
-        let mut connection = Connection::new(stream, patience)?;
+        let stream = client.tcp_connect(address, CONNECT_PATIENCE)?;
+        let mut connection = Connection::new(stream, CONNECT_PATIENCE)?;
         let answer = connection.ask(&[b"PING"])?;
         if answer != Answer::Simple("PONG".into()) {
             return Err(io::Error::other(format!("PING was answered with {answer:?}")));
         }
+        connection.set_patience(patience)?;
         Ok(connection)
     })
 }

@@ -33,10 +33,17 @@ impl Connection {
     /// Takes over a connected stream; an answer that takes longer than `patience` is an error.
     pub(super) fn new(stream: TcpStream, patience: Duration) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience))?;
-        stream.set_write_timeout(Some(patience))?;
         let reader = BufReader::new(stream.try_clone()?);
-        Ok(Self { stream, reader, requests: Vec::new() })
+        let connection = Self { stream, reader, requests: Vec::new() };
+        connection.set_patience(patience)?;
+        Ok(connection)
+    }
+
+    /// From now on an answer that takes longer than `patience` is an error.
+    pub(super) fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        // The reader's half is the same socket.
+        self.stream.set_read_timeout(Some(patience))?;
+        self.stream.set_write_timeout(Some(patience))
     }
 
     /// Adds a request to the next batch.
@@ -50,8 +57,12 @@ impl Connection {
         }
     }
 
-    /// Sends the batch; the answers come in the order of the requests.
+    /// Sends the batch; the answers come in the order of the requests. Whatever came beyond the last answer would be taken for
+    /// one of them, so it is an error.
     pub(super) fn flush(&mut self) -> io::Result<()> {
+        if !self.reader.buffer().is_empty() {
+            return Err(wrong(&String::from_utf8_lossy(self.reader.buffer())));
+        }
         self.stream.write_all(&self.requests)?;
         self.requests.clear();
         Ok(())
@@ -102,7 +113,10 @@ fn value(reader: &mut impl BufRead, length: usize) -> io::Result<Vec<u8>> {
     }
     let mut value = vec![0; length + 2];
     reader.read_exact(&mut value)?;
-    value.truncate(length);
+    let end = value.split_off(length);
+    if end != b"\r\n" {
+        return Err(wrong(&String::from_utf8_lossy(&end)));
+    }
     Ok(value)
 }
 
@@ -138,8 +152,17 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_the_protocol() {
-        for answers in [&b"hello\r\n"[..], b"\r\n", b"$99999999\r\n", b"$x\r\n"] {
+        for answers in
+            [&b"hello\r\n"[..], b"\r\n", b"$99999999\r\n", b"$x\r\n", b"$1\r\nabc\r\n", b"$1\r\na\n\r"]
+        {
             assert!(served(answers).answer().is_err());
         }
+    }
+
+    #[test]
+    fn what_comes_beyond_the_answer_is_taken_for_no_answer_to_the_next_request() {
+        let mut connection = served(b"+PONG\r\n+OK\r\n");
+        assert_eq!(connection.ask(&[b"PING"]).unwrap(), Answer::Simple("PONG".into()));
+        assert!(connection.ask(&[b"PING"]).is_err());
     }
 }

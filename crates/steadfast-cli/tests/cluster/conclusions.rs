@@ -10,6 +10,7 @@ use steadfast_cli::api::client::Client;
 use steadfast_cli::api::link_types::{Verdict, VerdictReport};
 use steadfast_cli::api::types::Happening;
 use steadfast_cli::bed::Host;
+use steadfast_cli::commands::block_on;
 
 use super::support::Trial;
 
@@ -30,8 +31,9 @@ pub(crate) fn lines(expected: &[&str]) -> Findings {
     expected.iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Whether the verdict says that a node failed.
+/// Whether the verdict, as a line or in words, says that a node failed.
 pub(crate) fn is_of_node(line: &str) -> bool {
+    let line = line.replace(' ', "-");
     OF_NODES.iter().any(|class| line.starts_with(class))
 }
 
@@ -49,9 +51,7 @@ fn line(verdict: &Verdict) -> String {
 
 fn report(host: &Host, since: Option<u64>) -> Option<VerdictReport> {
     let path = since.map_or_else(|| "/v1/verdicts".to_owned(), |since| format!("/v1/verdicts?since={since}"));
-    let client = Client::new(host.socket());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(client.get(&path)).ok()
+    block_on(Client::new(host.socket()).get(&path)).unwrap().ok()
 }
 
 /// The verdicts that hold on a host; `None` while its agent does not answer.

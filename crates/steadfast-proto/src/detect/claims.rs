@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::ids::{Incarnation, NetworkId, NodeId};
 use crate::time::Time;
-use crate::wire::{Claim, RUMOURS_MAX, Rumour};
+use crate::wire::{Claim, LinkState, RUMOURS_MAX, Rumour};
 
 /// In how many beats a claim is said again.
 const REPEATS: u8 = 3;
@@ -38,6 +38,7 @@ pub(super) struct Held {
     /// When this node learned of this version.
     pub(super) learned_at: Time,
     repeats: u8,
+    urgent: bool,
 }
 
 /// The newest claims of all observers.
@@ -46,8 +47,8 @@ pub(super) struct Claims {
     held: BTreeMap<(NodeId, Slot, NodeId), Held>,
     /// How many claims are still to be repeated.
     waiting: usize,
-    /// Whether one of them is new and does not wait for the next beat.
-    urgent: bool,
+    /// How many of them were never said and don't wait for the next beat.
+    urgent: usize,
     version: u64,
 }
 
@@ -72,11 +73,12 @@ impl Claims {
         // Beyond every version of an earlier start of this node.
         self.version = (self.version + 1).max(start.0 << 32);
         let version = self.version;
-        self.learn(now, Rumour { observer, subject, incarnation, version, claim });
+        self.learn(now, Rumour { observer, subject, incarnation, version, claim }, false);
     }
 
-    /// Takes note of a rumour, and says whether it is news.
-    pub(super) fn learn(&mut self, now: Time, rumour: Rumour) -> bool {
+    /// Takes note of a rumour, and says whether it is news. Where its subject's case `is_closed`, one more is not
+    /// pressing.
+    pub(super) fn learn(&mut self, now: Time, rumour: Rumour, is_closed: bool) -> bool {
         let key = (rumour.subject, slot(&rumour.claim), rumour.observer);
         let news = match self.held.get(&key) {
             Some(held) => {
@@ -85,10 +87,13 @@ impl Claims {
             None => self.held.len() < CLAIMS_MAX,
         };
         if news {
-            self.held.insert(key, Held { rumour, learned_at: now, repeats: REPEATS });
-            self.waiting = self.held.len();
             // How well a link carries can wait for the next beat; whether it does is compared with other links.
-            self.urgent |= !matches!(rumour.claim, Claim::Link { state, .. } if state.carries());
+            let can_wait = is_closed || matches!(rumour.claim, Claim::Link { state, .. } if state.carries());
+            let held = Held { rumour, learned_at: now, repeats: REPEATS, urgent: !can_wait };
+            let before = self.held.insert(key, held);
+            self.urgent += usize::from(!can_wait);
+            self.urgent -= usize::from(before.is_some_and(|held| held.urgent));
+            self.waiting = self.held.len();
         }
         news
     }
@@ -112,23 +117,23 @@ impl Claims {
 
     /// Whether something is to be passed on at once.
     pub(super) fn is_urgent(&self) -> bool {
-        self.urgent
+        self.urgent > 0
     }
 
     /// What the next beat passes on; at most [`RUMOURS_MAX`].
     pub(super) fn next_rumours(&mut self) -> Vec<Rumour> {
-        self.urgent = false;
         if self.waiting == 0 {
             return Vec::new();
         }
         let mut waiting: Vec<&mut Held> = self.held.values_mut().filter(|held| held.repeats > 0).collect();
-        // What was said least often goes first.
-        waiting.sort_by_key(|held| std::cmp::Reverse(held.repeats));
+        // What presses goes first, then what was said least often.
+        waiting.sort_by_key(|held| std::cmp::Reverse((held.urgent, held.repeats)));
         self.waiting = waiting.len();
         let mut rumours = Vec::with_capacity(waiting.len().min(RUMOURS_MAX));
         for held in waiting.into_iter().take(RUMOURS_MAX) {
             held.repeats -= 1;
             self.waiting -= usize::from(held.repeats == 0);
+            self.urgent -= usize::from(std::mem::take(&mut held.urgent));
             rumours.push(held.rumour);
         }
         rumours
@@ -146,18 +151,27 @@ impl Claims {
     pub(super) fn tidy(&mut self, now: Time, own: (NodeId, Incarnation), known: impl Fn(NodeId) -> bool) {
         let over = |held: &Held| {
             let age = now.since(held.learned_at);
-            let is_rest = matches!(held.rumour.claim, Claim::Well | Claim::Alive { .. });
-            age > CLAIM_LIFE || (is_rest && age > CLAIM_RENEWAL / 2)
+            age > CLAIM_LIFE || (accuses_nobody(&held.rumour.claim) && age > CLAIM_RENEWAL / 2)
         };
         self.held.retain(|_, held| !over(held) && known(held.rumour.subject) && known(held.rumour.observer));
         let stale: Vec<Rumour> = (self.held.values())
             .filter(|held| held.rumour.observer == own.0 && now.since(held.learned_at) > CLAIM_RENEWAL)
-            .filter(|held| !matches!(held.rumour.claim, Claim::Well | Claim::Alive { .. }))
+            .filter(|held| !accuses_nobody(&held.rumour.claim))
             .map(|held| held.rumour)
             .collect();
         for rumour in stale {
             self.say(now, own, rumour.subject, rumour.incarnation, rumour.claim);
         }
         self.waiting = self.waiting.min(self.held.len());
+        self.urgent = self.held.values().filter(|held| held.urgent).count();
+    }
+}
+
+/// Whether it says what everybody takes for granted anyway, so that it need not be kept up.
+fn accuses_nobody(claim: &Claim) -> bool {
+    match claim {
+        Claim::Well | Claim::Alive { .. } => true,
+        Claim::Link { state, .. } => matches!(state, LinkState::Up | LinkState::Unknown),
+        Claim::Down { .. } => false,
     }
 }

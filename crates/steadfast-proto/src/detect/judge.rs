@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::claims::Slot;
 use super::peer::Peer;
 use super::verdict::Class;
 use super::{
-    Detector, Evidence, Link, Opinion, Output, PROBE_BEATS, Profile, Rule, Subject, Suspicion, Verdict,
-    delay, matrix, verdict,
+    Detector, Evidence, Opinion, Output, PROBE_BEATS, Profile, Rule, Subject, Suspicion, Verdict, delay,
+    matrix, verdict,
 };
 use crate::flaw::{Flaw, is_planted};
 use crate::ids::{NetworkId, NodeId};
@@ -74,26 +75,51 @@ impl Detector {
     }
 
     pub(super) fn judge_links(&mut self, now: Time, out: &mut Output) {
-        let mut changes = Vec::new();
         for (id, peer) in &mut self.peers {
             let before: BTreeMap<NetworkId, LinkState> =
                 peer.arrivals.iter().map(|(network, arrival)| (*network, arrival.state)).collect();
             for (network, to) in peer.judge_links(now, &self.unplugged, &self.settings) {
                 let from = before.get(&network).copied().unwrap_or(LinkState::Unknown);
-                let loss = peer.arrivals.get(&network).map_or(0, |arrival| arrival.link().loss_permille);
-                // One that is silent on all its networks is no matter of links until it is suspected.
-                let is_matter = !peer.is_silent() || peer.suspicion.is_some();
-                changes.push((*id, network, from, to, loss, is_matter));
-            }
-        }
-        for (peer, network, from, to, loss_permille, is_matter) in changes {
-            out.opinions.push(Opinion::Link { peer, network, from, to });
-            let was_well = matches!(from, LinkState::Unknown | LinkState::Up);
-            if is_matter && self.is_watched(peer) && !self.isolated && !(was_well && to == LinkState::Up) {
-                self.say(now, peer, Claim::Link { network, state: to, loss_permille });
+                out.opinions.push(Opinion::Link { peer: *id, network, from, to });
             }
         }
         self.judge_networks(now, out);
+        self.tell_links(now);
+    }
+
+    /// Tells the others what became of links: at once where a whole network fell silent or the other end says the same,
+    /// and otherwise as soon as it is beyond doubt. A peer that is down, or silent on all networks, is no matter of links unless others hear it.
+    fn tell_links(&mut self, now: Time) {
+        if self.isolated {
+            return;
+        }
+        let down: BTreeSet<NodeId> = self.downs().map(|(id, _)| id).collect();
+        let mut news = Vec::new();
+        for (id, peer) in &mut self.peers {
+            let is_heard = || {
+                let vouchers = self.claims.about(*id, Slot::Vouch);
+                let mut claims = vouchers.map(|held| held.rumour.claim);
+                claims.any(|claim| matches!(claim, Claim::Alive { last_sequence } if Some(last_sequence) > peer.sequence))
+            };
+            if !self.members.neighbours(self.own).contains(id)
+                || down.contains(id)
+                || (peer.is_silent() && !is_heard())
+            {
+                continue;
+            }
+            for (network, arrival) in &mut peer.arrivals {
+                let state = if arrival.state == LinkState::Unknown { LinkState::Up } else { arrival.state };
+                let is_told =
+                    arrival.is_plain(now, peer.interval) || self.networks_suspected.contains(network);
+                if is_told && state != std::mem::replace(&mut arrival.told, state) {
+                    let loss_permille = arrival.link().loss_permille;
+                    news.push((*id, Claim::Link { network: *network, state, loss_permille }));
+                }
+            }
+        }
+        for (id, claim) in news {
+            self.say(now, id, claim);
+        }
     }
 
     fn judge_networks(&mut self, now: Time, out: &mut Output) {
@@ -225,13 +251,6 @@ impl Detector {
         let limit = self.peers.get(&id).map_or(Duration::ZERO, |peer| self.limit(peer));
         let silent_ms = u32::try_from(silent.as_millis()).unwrap_or(u32::MAX);
         self.say(now, id, Claim::Down { why, last_sequence, silent_ms });
-        let broken: Vec<(NetworkId, Link)> = self
-            .links(id)
-            .filter(|(_, link)| matches!(link.state, LinkState::Mute | LinkState::Down))
-            .collect();
-        for (network, Link { state, loss_permille, .. }) in broken {
-            self.say(now, id, Claim::Link { network, state, loss_permille });
-        }
         out.opinions.push(Opinion::Suspected { peer: id, why, rule, silent, limit, fresh });
     }
 
@@ -342,10 +361,12 @@ impl Detector {
             return now + tick;
         }
         let peers = self.peers.iter().filter(|(id, _)| self.is_watched(**id));
-        let next = peers.map(|(_, peer)| peer.next_look(self.limit(peer), &self.settings)).min();
+        let times = peers.flat_map(|(_, peer)| peer.times_to_look(self.limit(peer)));
+        // What should have come and did not is looked for now and then; the silence that counts, to the moment.
+        let next = times.map(|at| if at > now { at } else { now + tick }).min();
         // A heartbeat can only bring the time forward, so it is looked for once in an interval at least.
         let latest = now + self.settings.interval;
-        next.unwrap_or(latest).min(latest).max(now + tick)
+        next.unwrap_or(latest).min(latest)
     }
 }
 

@@ -89,13 +89,16 @@ const URGENT_GAP: Duration = Duration::from_millis(1);
 /// After how many beats of silence the kernel is asked about a peer.
 const PROBE_BEATS: f64 = 1.5;
 
+/// How many slow contacts get a heartbeat in one turn.
+const SLOW_AT_ONCE: usize = 8;
+
 /// How long relapses are remembered.
 const RELAPSE_MEMORY: Duration = Duration::from_secs(60);
 
 /// How often a contact that is not watched is sent a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pace {
-    /// Every so many beats; see [`Settings::slow_every`].
+    /// Every so many beats ([`Settings::slow_every`]), or more rarely where there are many.
     Slow,
     /// At every beat.
     Full,
@@ -295,7 +298,8 @@ impl Detector {
             self.claims.repeat_all();
         }
         for rumour in &heartbeat.rumours {
-            if rumour.observer != self.own && self.claims.learn(now, *rumour) {
+            let is_closed = self.is_down(rumour.subject);
+            if rumour.observer != self.own && self.claims.learn(now, *rumour, is_closed) {
                 self.learned(now, rumour.subject, rumour.claim);
             }
         }
@@ -390,17 +394,25 @@ impl Detector {
             self.adapt_interval();
             self.next_beat = now + self.interval;
         }
-        let is_slow_turn = is_urgent || self.sequence.is_multiple_of(self.settings.slow_every);
+        let is_slow_turn = self.sequence.is_multiple_of(self.settings.slow_every);
         let rumours = self.claims.next_rumours();
         let hidden = is_planted(Flaw::IntervalNotAdvertised);
         let interval = if hidden { self.settings.interval } else { self.interval };
         let interval_ms = u16::try_from(interval.as_millis()).unwrap_or(u16::MAX);
-        let slow_ms = interval_ms.saturating_mul(u16::try_from(self.settings.slow_every).unwrap_or(u16::MAX));
+        let slow_groups = self.slow_groups();
+        let slow_ms = u64::from(interval_ms) * self.settings.slow_every * slow_groups;
+        let slow_ms = u16::try_from(slow_ms).unwrap_or(u16::MAX);
+        let slow_group = self.sequence / self.settings.slow_every.max(1) % slow_groups;
+        let mut slow_count = 0;
         let mut beats = Vec::with_capacity(self.peers.len() * self.networks.len());
         for (to, peer) in &self.peers {
             let pace = self.pace(*to);
-            if pace == Pace::Slow && !is_slow_turn {
-                continue;
+            if pace == Pace::Slow {
+                let group = slow_count % slow_groups;
+                slow_count += 1;
+                if !is_slow_turn || group != slow_group {
+                    continue;
+                }
             }
             let hears = peer.heard_on(&self.networks);
             for network in &self.networks {
@@ -617,6 +629,12 @@ impl Detector {
     fn pace(&self, node: NodeId) -> Pace {
         let asked = self.contacts.get(&node).copied().unwrap_or(Pace::Slow);
         if self.is_watched(node) { Pace::Full } else { asked }
+    }
+
+    /// In how many turns all slow contacts are served, so that a beat costs the same in a cluster of any size.
+    fn slow_groups(&self) -> u64 {
+        let slow = self.peers.keys().filter(|id| self.pace(**id) == Pace::Slow).count();
+        u64::try_from(slow.div_ceil(SLOW_AT_ONCE)).unwrap_or(u64::MAX).max(1)
     }
 
     fn choose_peers(&mut self, now: Time) {

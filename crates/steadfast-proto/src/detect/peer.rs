@@ -23,6 +23,9 @@ const LINK_SILENCE_MIN_BEATS: f64 = 2.2;
 /// For how many beats a link must behave before it is called well again.
 const HOLD_DOWN_BEATS: u32 = 3;
 
+/// After how many beats of silence a link is cut, rather than losing much: of a third, so many are never lost.
+const CUT_BEATS: u32 = 6;
+
 /// For how many beats a link may take to carry both ways at first.
 const MEETING_BEATS: u32 = 5;
 
@@ -33,8 +36,11 @@ const DEGRADED_LOSS_PERMILLE: u16 = 50;
 const SLOW_MIN: Duration = Duration::from_millis(30);
 
 /// So many of so many beats lost are no accident on a path that loses one in a hundred.
-const QUICK_BEATS: u32 = 20;
-const QUICK_MISSING: u32 = 3;
+const QUICK_BEATS: u32 = 10;
+const QUICK_MISSING: u32 = 2;
+
+/// A link that lost something within so many beats is given more time before it is called silent.
+const LOSS_MEMORY_BEATS: u32 = 40;
 
 /// The arrivals of one peer on one network.
 #[derive(Clone, Debug)]
@@ -51,6 +57,10 @@ pub(super) struct Arrival {
     usual: Option<Duration>,
     pub(super) state: LinkState,
     pub(super) since: Time,
+    /// The state that the other members were told.
+    pub(super) told: LinkState,
+    /// Whether the newest heartbeat was one of those that are sent only now and then.
+    sparse: bool,
     /// Since when the link has earned a better state than it has.
     better_since: Option<Time>,
 }
@@ -132,12 +142,16 @@ impl Peer {
             usual: None,
             state: LinkState::Unknown,
             since: received_at,
+            told: LinkState::Up,
+            sparse: heartbeat.sparse,
             better_since: None,
         });
-        if heartbeat.sparse || matches!(arrival.state, LinkState::Mute | LinkState::Down) {
-            // What was never sent, or what a cut swallowed, says nothing of the quality.
+        // What was never sent, or what a cut swallowed, says nothing of the quality.
+        let is_gap_usual = heartbeat.sparse || arrival.sparse;
+        if is_gap_usual || matches!(arrival.state, LinkState::Mute | LinkState::Down) {
             arrival.loss = LossWindow::default();
         }
+        arrival.sparse = heartbeat.sparse;
         arrival.loss.observe(heartbeat.sequence);
         if heartbeat.sequence >= arrival.sequence {
             arrival.sequence = heartbeat.sequence;
@@ -152,7 +166,7 @@ impl Peer {
             let usual = arrival.usual.unwrap_or(round_trip);
             arrival.usual = Some((usual * 63 + round_trip) / 64);
         }
-        if heartbeat.sparse {
+        if is_gap_usual {
             self.loss = LossWindow::default();
         }
         self.loss.observe(heartbeat.sequence);
@@ -231,21 +245,30 @@ impl Peer {
         networks.iter().filter(is_heard).fold(0, |bits, network| bits | bit(*network))
     }
 
-    /// When time alone may next change what is thought of it, if it may be silent for `limit`.
-    pub(super) fn next_look(&self, limit: Duration, settings: &Settings) -> Time {
-        if self.suspicion.is_some() {
-            return Time::ZERO;
-        }
-        let links = self.arrivals.values().map(|arrival| match (arrival.state, arrival.better_since) {
-            (_, Some(_)) => Time::ZERO,
-            (LinkState::Mute | LinkState::Down, None) => arrival.fresh_at + settings.interval * 8,
-            (LinkState::Unknown | LinkState::Up | LinkState::Degraded | LinkState::Deaf, None) => {
-                arrival.fresh_at + self.interval.mul_f64(LINK_SILENCE_MIN_BEATS)
+    /// The times at which time alone may change what is thought of it, if it may be silent for `limit`. One that has
+    /// passed may do so at any moment.
+    pub(super) fn times_to_look(&self, limit: Duration) -> impl Iterator<Item = Time> {
+        let beats = |count: f64| self.interval.mul_f64(count);
+        let links = self.arrivals.values().filter_map(move |arrival| {
+            let is_told = arrival.told != LinkState::Up;
+            match (arrival.state, arrival.better_since) {
+                (_, Some(_)) => Some(Time::ZERO),
+                (LinkState::Mute | LinkState::Down, None) => {
+                    (!is_told).then(|| arrival.fresh_at + self.interval * CUT_BEATS)
+                }
+                (LinkState::Unknown | LinkState::Up | LinkState::Degraded | LinkState::Deaf, None) => {
+                    Some(arrival.fresh_at + beats(LINK_SILENCE_MIN_BEATS))
+                }
             }
         });
-        let silent =
-            if self.sequence.is_some() { self.interval.mul_f64(PROBE_BEATS).min(limit) } else { limit };
-        links.min().unwrap_or(self.fresh_at + limit).min(self.fresh_at + silent)
+        let (probe, silent) = match self.suspicion {
+            Some(suspicion) => (suspicion.heard_since.map(|_| Time::ZERO), None),
+            None => (
+                self.sequence.map(|_| self.fresh_at + beats(PROBE_BEATS)),
+                Some(self.fresh_at + limit + Duration::from_micros(1)),
+            ),
+        };
+        links.chain(probe).chain(silent)
     }
 
     /// The statistics of the network that carries its heartbeats best.
@@ -290,7 +313,9 @@ impl Peer {
                 (false, true) => LinkState::Mute,
                 (false, false) => LinkState::Down,
             };
-            if arrival.turn(now, next, interval) {
+            // Loss is counted over a while; to wait once more would tell nothing.
+            let is_sure = next == LinkState::Degraded && lossy;
+            if arrival.turn(now, next, is_sure, interval) {
                 changed.push((*network, next));
             }
         }
@@ -311,6 +336,16 @@ fn bit(network: NetworkId) -> u8 {
 }
 
 impl Arrival {
+    /// Whether what the link does is beyond doubt: a third of all lost may look like a cut for a while.
+    pub(super) fn is_plain(&self, now: Time, interval: Duration) -> bool {
+        match self.state {
+            LinkState::Mute | LinkState::Down => now >= self.fresh_at + interval * CUT_BEATS,
+            // The other end notices a cut; that it does not hear tells no more, and may be a while out of date.
+            LinkState::Deaf => now >= self.since + interval * (2 * CUT_BEATS),
+            LinkState::Unknown | LinkState::Up | LinkState::Degraded => true,
+        }
+    }
+
     /// What the link does now.
     pub(super) fn link(&self) -> Link {
         Link {
@@ -324,7 +359,7 @@ impl Arrival {
     }
 
     fn is_silent(&self, now: Time, interval: Duration, settings: &Settings) -> bool {
-        let needed = if self.loss.recent(2 * QUICK_BEATS).missing() == 0 {
+        let needed = if self.loss.recent(LOSS_MEMORY_BEATS).missing() == 0 {
             LINK_MISSED_MIN
         } else {
             missed_max(&self.delay, self.loss.loss(), interval, settings).max(2 * LINK_MISSED_MIN)
@@ -334,7 +369,7 @@ impl Arrival {
         now > missed_at.max(self.fresh_at + interval.mul_f64(LINK_SILENCE_MIN_BEATS))
     }
 
-    /// Whether it loses much, by the whole window or by the last two seconds of it.
+    /// Whether it loses much, by the whole window or by its last second.
     fn is_lossy(&self) -> bool {
         self.loss_permille() > DEGRADED_LOSS_PERMILLE
             || self.loss.recent(QUICK_BEATS).missing() >= QUICK_MISSING
@@ -355,13 +390,14 @@ impl Arrival {
         mean > usual.saturating_mul(4).max(SLOW_MIN)
     }
 
-    /// Turns to `next`: at once for the worse, after a hold-down for the better. Says whether it did.
-    fn turn(&mut self, now: Time, next: LinkState, interval: Duration) -> bool {
+    /// Turns to `next`: at once for the worse, after a hold-down for the better or for a quality of which it is not
+    /// sure yet. Says whether it did.
+    fn turn(&mut self, now: Time, next: LinkState, is_sure: bool, interval: Duration) -> bool {
         if next == self.state {
             self.better_since = None;
             return false;
         }
-        let is_quality = self.state.carries() && next.carries();
+        let is_quality = self.state.carries() && next.carries() && !is_sure;
         if self.state != LinkState::Unknown && (next < self.state || is_quality) {
             let since = *self.better_since.get_or_insert(now);
             if now.since(since) < interval * HOLD_DOWN_BEATS {

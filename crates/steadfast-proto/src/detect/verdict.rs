@@ -99,6 +99,9 @@ pub enum Subject {
 /// How many beats the links of a node that is heard again are given until they are judged.
 const LINKS_RETURN_BEATS: u32 = 10;
 
+/// For how many beats those found dead after a split are counted to it.
+const SPLIT_BEATS: u32 = 30;
+
 /// What a node concludes from everybody's claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -128,6 +131,8 @@ pub(super) struct Bench {
     unsettled: BTreeMap<NetworkId, (Time, Time)>,
     /// Whether a node's case is doubtful, and since when.
     doubtful: BTreeMap<NodeId, Time>,
+    /// When members last fell into groups: those found dead soon after are of the same split, with fewer observers.
+    split_at: Option<Time>,
 }
 
 /// What an evaluation looks at.
@@ -182,6 +187,7 @@ impl Bench {
         let mut reached = BTreeMap::new();
         let mut doubtful = BTreeMap::new();
         let mut down = BTreeMap::new();
+        let mut pending = BTreeSet::new();
         for (subject, accusers) in &accused {
             let (mut high, low) = case.members.watermarks(*subject);
             if count_of(accusers, Why::Crashed) >= CRASHED_MIN {
@@ -205,6 +211,7 @@ impl Bench {
                     accusers.iter().map(|(id, held)| (*id, held.rumour.claim)).collect();
                 down.insert(*subject, (class, evidence));
             }
+            pending.extend((!refuted).then_some(*subject));
             reached.insert(*subject, if refuted { case.now } else { since });
         }
         // A case that is decided needs no more time.
@@ -216,7 +223,14 @@ impl Bench {
         self.convicted = down.keys().copied().collect();
         let silent: BTreeSet<NodeId> =
             down.iter().filter(|(_, (class, _))| *class == Class::HostDead).map(|(id, _)| *id).collect();
-        let is_split = silent.len() >= 2 && silent.len() * 3 >= case.members.incarnations.len();
+        // In a split some of the other side have few observers on this one: they are as silent as the rest.
+        let gone = silent.iter().chain(self.doubtful.keys()).chain(&pending).collect::<BTreeSet<_>>().len();
+        let is_many = gone >= 2 && gone * 3 >= case.members.incarnations.len();
+        let is_rest = self.split_at.is_some_and(|at| case.now < at + case.interval * SPLIT_BEATS);
+        let is_split = !silent.is_empty() && (is_many || is_rest);
+        if is_split && is_many {
+            self.split_at = Some(case.now);
+        }
         if is_split {
             let evidence = silent.iter().filter_map(|id| down.get(id)).flat_map(|(_, list)| list.clone());
             findings.insert(Subject::Nodes(silent.clone()), (Class::Split, evidence.collect()));
@@ -314,8 +328,8 @@ fn implied(case: &Case<'_>, accused: &Accused<'_>, subject: NodeId) -> usize {
     observers.iter().filter(is_silent).count()
 }
 
-/// Whether a conviction waits a moment because others seem to have fallen silent at the same time: they may be one
-/// group, which is one verdict.
+/// Whether a conviction waits a moment because others seem to have fallen silent at the same time, to this node or to
+/// those whose accusations came: they may be one group, which is one verdict.
 fn awaits_others(case: &Case<'_>, accused: &Accused<'_>, bench: &Bench, since: Time) -> bool {
     let is_undecided = |node: &&NodeId| {
         let (high, _) = case.members.watermarks(**node);
@@ -325,7 +339,18 @@ fn awaits_others(case: &Case<'_>, accused: &Accused<'_>, bench: &Bench, since: T
         let is_due = bench.reached.get(*node).is_some_and(|since| case.now >= *since + case.refute);
         !(bench.convicted.contains(*node) || is_reached && is_due)
     };
-    case.now < since + case.interval * 3 && case.late.iter().any(|node| is_undecided(&node))
+    // One accuser may be the first of many; an accusation of long ago that came to nothing is not.
+    let is_accused = |(node, accusers): (&NodeId, &BTreeMap<NodeId, &Held>)| {
+        let newest = accusers.values().map(|held| held.learned_at).max()?;
+        let is_new = case.now < newest + case.interval * 3 && !is_refuted(case, accused, *node);
+        is_new.then_some((*node, newest))
+    };
+    let group: BTreeMap<NodeId, Time> = accused.iter().filter_map(is_accused).collect();
+    // Those that fall silent together are all accused within one beat.
+    let is_growing =
+        group.len() >= 2 && group.values().max().is_some_and(|newest| case.now < *newest + case.interval);
+    let mut others = case.late.iter().chain(group.keys());
+    case.now < since + case.interval * 3 && (is_growing || others.any(|node| is_undecided(&node)))
 }
 
 /// Whether an observer in good standing heard `subject` after all its accusers did (PROTOCOLS 4.4).
@@ -427,6 +452,9 @@ fn judge_network(
         })
         .map(|(node, _)| *node)
         .collect();
+    // One that says so alone may be losing everything: then it is silent before the others agree.
+    let (off, alone): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
+        off.into_iter().partition(|node| edges.iter().any(|edge| edge.subject == *node && !edge.carries));
     let live = case.members.incarnations.len().saturating_sub(down.len());
     let evidence = |wanted: &dyn Fn(&Edge) -> bool| -> Vec<(NodeId, Claim)> {
         edges.iter().filter(|edge| wanted(edge)).map(|edge| (edge.observer, edge.claim)).collect()
@@ -440,12 +468,15 @@ fn judge_network(
         let finding = (Class::NetworkDownAtNode, evidence(&of_node));
         findings.insert(Subject::NodeNetwork(*node, network), finding);
     }
-    let rest = edges.iter().filter(|edge| !off.contains(&edge.observer) && !off.contains(&edge.subject));
-    let pairs: BTreeSet<(NodeId, NodeId)> = rest.map(Edge::ends).collect();
-    for (low, high) in pairs {
-        let of_pair = |edge: &Edge| edge.ends() == (low, high);
-        let is_cut = edges.iter().any(|edge| of_pair(edge) && !edge.carries);
-        let class = if is_cut { Class::LinkCut } else { Class::LinkDegraded };
-        findings.insert(Subject::Link { low, high, network }, (class, evidence(&of_pair)));
+    let is_explained = |node: &NodeId| off.contains(node) || alone.contains(node);
+    let rest = edges.iter().filter(|edge| !is_explained(&edge.observer) && !is_explained(&edge.subject));
+    let mut pairs: BTreeMap<(NodeId, NodeId), Vec<&Edge>> = BTreeMap::new();
+    for edge in rest {
+        pairs.entry(edge.ends()).or_default().push(edge);
+    }
+    for ((low, high), edges) in pairs {
+        let class = if edges.iter().all(|edge| edge.carries) { Class::LinkDegraded } else { Class::LinkCut };
+        let evidence = edges.iter().map(|edge| (edge.observer, edge.claim)).collect();
+        findings.insert(Subject::Link { low, high, network }, (class, evidence));
     }
 }

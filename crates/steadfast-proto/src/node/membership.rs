@@ -153,7 +153,9 @@ impl Node {
     }
 
     fn is_fresh(&self, now: Time, node: NodeId) -> bool {
-        let limit = self.settings.detect.interval.saturating_mul(FRESH_BEATS);
+        // The more members there are, the more rarely some of them beat.
+        let own = self.detector.silence(now, node).map_or(Duration::ZERO, |(_, limit)| limit);
+        let limit = own.max(self.settings.detect.interval.saturating_mul(FRESH_BEATS));
         self.detector.heard_at(node).is_some_and(|heard_at| now.since(heard_at) <= limit)
     }
 

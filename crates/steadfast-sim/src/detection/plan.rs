@@ -95,6 +95,8 @@ pub struct Plan {
     pub faults: Vec<Fault>,
     /// How long it runs.
     pub duration: Duration,
+    /// Within which time all agents start, each at a moment of its own; one interval at least.
+    pub start_within: Duration,
     /// How late an agent wakes for its deadlines, on average.
     pub lag: Duration,
     /// How many datagrams a kernel keeps per network for an agent that does not take them.
@@ -195,6 +197,7 @@ impl Default for Plan {
             settings: Settings::default(),
             faults: Vec::new(),
             duration: Duration::from_secs(15),
+            start_within: Duration::ZERO,
             lag: Duration::from_micros(100),
             inbox_max: 500,
             removal: Some(Removal::default()),

@@ -144,7 +144,7 @@ impl World {
         let mut incarnations = self.views.members(newest).incarnations().clone();
         for id in &removed {
             if incarnations.remove(id).is_some() {
-                let is_right = self.is_victim(index_of(*id)) || !self.has_path(proposer, index_of(*id));
+                let is_right = self.is_victim(index_of(*id)) || self.is_parted(proposer, index_of(*id));
                 self.log.removed(self.now, proposer, index_of(*id), is_right);
             }
         }

@@ -90,9 +90,13 @@ impl World {
         self.recent().any(is_struck) || self.is_unplugged(node)
     }
 
-    /// Whether two hear each other on some network.
-    pub(super) fn has_path(&self, one: usize, other: usize) -> bool {
-        self.medium.connects(one, other)
+    /// Whether two hear each other on no network, or can't have done so yet since a split healed.
+    pub(super) fn is_parted(&self, one: usize, other: usize) -> bool {
+        let beat = nanos(self.plan.settings.interval * 3 / 2);
+        let just_now = |struck: &Struck| {
+            parts(struck, one, other) && struck.ended.is_some_and(|ended| self.now <= ended + beat)
+        };
+        !self.medium.connects(one, other) || self.recent().any(just_now)
     }
 
     /// Whether faults leave `node` no network, of which one at least names it.

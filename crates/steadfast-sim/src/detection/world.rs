@@ -105,7 +105,7 @@ impl World {
         let members = Arc::new(Members::new(members, seed));
         let faults = strike(&plan, &members, &mut random);
         let mut queue = Queue::default();
-        let phase = nanos(plan.settings.interval);
+        let phase = nanos(plan.start_within.max(plan.settings.interval));
         let agents = (0..plan.nodes).map(|index| {
             queue.push(random.below(phase), Event::Start { node: small(index) });
             Agent {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use steadfast_proto::catalog::{Change, NodeRow, encode_row};
-use steadfast_proto::detect::Opinion;
 use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
 use steadfast_proto::machine::Machine;
 use steadfast_proto::node::{Batch, Event, Input, Job, JobId, Node, Proposal, RequestId, Row};
@@ -15,11 +14,12 @@ use steadfast_proto::time::Time;
 use steadfast_proto::wire::Heartbeat;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::log::Journal;
 use super::rows::Rows;
 use super::witness::{self, Witness};
 use super::{
-    Addresses, Command, DatagramCounts, LEADER_POLL, Noticed, Parts, Report, SpawnError, TIMELINE_MAX,
-    Waiting, network_ids,
+    Addresses, DatagramCounts, Inbox, LEADER_POLL, Notice, Noticed, Parts, Question, Report, SpawnError,
+    TIMELINE_MAX, Waiting, network_ids,
 };
 use crate::catalog::{CatalogError, Txn};
 use crate::net::carrier::Carrier;
@@ -74,8 +74,9 @@ struct Driver {
     addresses: Addresses,
     engine_ids: BTreeMap<u64, NodeId>,
     leader: Option<NodeId>,
-    inputs: mpsc::UnboundedSender<Command>,
+    notices: mpsc::UnboundedSender<Notice>,
     publisher: Publisher,
+    journal: Journal,
     witness: Witness,
     /// Authentic datagrams that held no heartbeat.
     malformed: u64,
@@ -89,8 +90,8 @@ struct Driver {
 /// Binds the sockets and starts the thread.
 pub(super) fn start(
     mut parts: Parts,
-    inputs: mpsc::UnboundedSender<Command>,
-    commands: mpsc::UnboundedReceiver<Command>,
+    notices: mpsc::UnboundedSender<Notice>,
+    inbox: Inbox,
     publisher: Publisher,
 ) -> Result<(), SpawnError> {
     let runtime =
@@ -121,8 +122,9 @@ pub(super) fn start(
         addresses: Addresses::new(),
         engine_ids: BTreeMap::new(),
         leader: None,
-        inputs,
+        notices,
         publisher,
+        journal: Journal::new(parts.addresses.iter().map(|(name, _)| name.clone())),
         waiting: Waiting::new(),
         next_request: 1,
         plain: Vec::new(),
@@ -131,26 +133,30 @@ pub(super) fn start(
     };
     std::thread::Builder::new()
         .name("node".to_owned())
-        .spawn(move || runtime.block_on(driver.run(receiver, carrier, commands)))
+        .spawn(move || runtime.block_on(driver.run(receiver, carrier, inbox)))
         .map_err(SpawnError::Thread)?;
     Ok(())
 }
 
 impl Driver {
-    async fn run(
-        mut self,
-        mut receiver: Receiver,
-        mut carrier: Option<Carrier>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-    ) {
+    async fn run(mut self, mut receiver: Receiver, mut carrier: Option<Carrier>, mut inbox: Inbox) {
         let mut inputs = Vec::new();
         let mut rows = Rows::begin(Arc::clone(&self.parts.catalog), &self.parts.runtime, &mut inputs);
         let mut leader_poll = tokio::time::interval(LEADER_POLL);
+        let mut woken = false;
         loop {
             for input in inputs.drain(..) {
                 self.step(input);
             }
             let wake = self.until_deadline();
+            // A sleep that is over already would still come after whatever else is ready, again and again. What waits at the
+            // sockets is learnt where this thread yields.
+            if wake.is_zero() && !std::mem::replace(&mut woken, true) {
+                tokio::task::yield_now().await;
+                self.wake(&mut receiver);
+                continue;
+            }
+            woken = false;
             tokio::select! {
                 biased;
                 received = receiver.receive() => match received {
@@ -163,31 +169,40 @@ impl Driver {
                         return;
                     }
                 },
-                command = commands.recv() => match command {
-                    None => return,
-                    Some(Command::Stop(stopped)) => return self.stop(stopped).await,
-                    Some(command) => self.obey(command),
-                },
-                () = tokio::time::sleep(wake) => {
-                    // Drain first (PROTOCOLS 3.1): what arrived while we slept must speak before silence does.
-                    while let Some(Ok(datagrams)) = receiver.receive().now_or_never() {
-                        self.receive(datagrams);
-                    }
-                    self.refused(&receiver.take_refusals());
-                    self.step(Input::Deadline);
+                // Before the rows: what was sealed here must be known when the row that names it comes.
+                Ok(()) = inbox.memory.changed() => {
+                    let report = inbox.memory.borrow_and_update().clone();
+                    self.step(Input::Memory { free_bytes: report.free_bytes, held: report.held });
                 }
+                notice = inbox.notices.recv() => match notice {
+                    None => return,
+                    Some(Notice::Stop(stopped)) => return self.stop(stopped).await,
+                    Some(Notice::Input(input)) => self.take_in(*input),
+                },
+                () = tokio::time::sleep(wake) => self.wake(&mut receiver),
                 Some(testimony) = self.witness.next() => self.step(testimony),
                 interface = witness::interface(&mut carrier) => self.step(interface),
                 result = rows.next(&mut inputs) => if let Err(error) = result {
                     tracing::error!(%error, "the catalog closed; this node stops");
                     return;
                 },
+                // Outsiders ask as often as they like, so what the cluster needs comes first.
+                Some(question) = inbox.questions.recv() => self.answer(question),
                 _ = leader_poll.tick() => {
                     self.look_at_leader(rows.leader());
                     self.witness.watch(self.node.watched(), &self.addresses);
                 }
             }
         }
+    }
+
+    /// Drain first (PROTOCOLS 3.1): what arrived while this thread slept must speak before silence does.
+    fn wake(&mut self, receiver: &mut Receiver) {
+        while let Some(Ok(datagrams)) = receiver.receive().now_or_never() {
+            self.receive(datagrams);
+        }
+        self.refused(&receiver.take_refusals());
+        self.step(Input::Deadline);
     }
 
     fn until_deadline(&self) -> Duration {
@@ -249,19 +264,18 @@ impl Driver {
         }
     }
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Input(input) => self.obey_input(*input),
-            Command::Status(reply) => {
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Status(reply) => {
                 let _ = reply.send(self.node.status(datagram::now()));
             }
-            Command::Datagrams(reply) => {
+            Question::Datagrams(reply) => {
                 let counts = self.opener.counts();
                 let opened = counts.opened.saturating_sub(self.malformed);
                 let rejected = counts.iter().collect();
                 let _ = reply.send(DatagramCounts { opened, malformed: self.malformed, rejected });
             }
-            Command::Keeps(sealed, reply) => {
+            Question::Keeps(sealed, reply) => {
                 let kept = sealed
                     .into_iter()
                     .map(|(container, epoch, number, manifest)| {
@@ -270,17 +284,16 @@ impl Driver {
                     .collect();
                 let _ = reply.send(kept);
             }
-            Command::Request(request, reply) => {
+            Question::Request(request, reply) => {
                 let id = RequestId(self.next_request);
                 self.next_request += 1;
                 self.waiting.insert(id, reply);
                 self.step(Input::Request(id, request));
             }
-            Command::Stop(_) => {}
         }
     }
 
-    fn obey_input(&mut self, input: Input) {
+    fn take_in(&mut self, input: Input) {
         if let Input::Renumbered(incarnation) = input {
             self.renumber(incarnation);
         }
@@ -300,6 +313,7 @@ impl Driver {
         if let Input::Committed { change: Change::Node(id, row), .. } = &input {
             self.learn_addresses(*id, row.as_ref());
         }
+        self.journal.note(&input);
         let now = datagram::now();
         let mut batch = Batch::default();
         self.node.step(now, input, &mut batch);
@@ -309,7 +323,7 @@ impl Driver {
         for peer in batch.probe {
             if let Some(testimony) = self.witness.probe(now, peer) {
                 // It returns like any other input, after this step.
-                let _ = self.inputs.send(Command::Input(Box::new(testimony)));
+                let _ = self.notices.send(Notice::Input(Box::new(testimony)));
             }
         }
         for proposal in batch.propose {
@@ -319,7 +333,7 @@ impl Driver {
             self.run_job(id, job);
         }
         for event in batch.publish {
-            log(&event);
+            self.journal.write(&event);
             if let Event::Answer(id, result) = &event
                 && let Some(reply) = self.waiting.remove(id)
             {
@@ -359,7 +373,7 @@ impl Driver {
     }
 
     fn propose(&self, proposal: Proposal) {
-        let (catalog, inputs) = (Arc::clone(&self.parts.catalog), self.inputs.clone());
+        let (catalog, notices) = (Arc::clone(&self.parts.catalog), self.notices.clone());
         self.parts.runtime.spawn(async move {
             let id = proposal.id;
             let accepted = match transaction(proposal) {
@@ -380,7 +394,7 @@ impl Driver {
                 }
             };
             let input = Input::Proposed { proposal: id, accepted };
-            let _ = inputs.send(Command::Input(Box::new(input)));
+            let _ = notices.send(Notice::Input(Box::new(input)));
         });
     }
 
@@ -388,7 +402,7 @@ impl Driver {
         if !matches!(job, Job::Renew { .. }) {
             tracing::debug!(?job, "job");
         }
-        self.parts.worker.run(job, Report { id, inputs: self.inputs.clone() });
+        self.parts.worker.run(job, Report { id, notices: self.notices.clone() });
     }
 }
 
@@ -405,32 +419,4 @@ fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowE
         puts.push((key.encode(), Some(bytes.into())));
     }
     Ok(Txn { compare, puts })
-}
-
-fn log(event: &Event) {
-    match event {
-        Event::Opinion(Opinion::Verdict(verdict)) => {
-            tracing::info!(class = ?verdict.class, subject = ?verdict.subject, evidence = ?verdict.evidence, "verdict");
-        }
-        Event::Opinion(Opinion::Over(verdict)) => {
-            tracing::info!(class = ?verdict.class, subject = ?verdict.subject, "the verdict is over");
-        }
-        Event::Opinion(opinion) => tracing::info!(?opinion, "opinion"),
-        Event::Installed(view) => {
-            tracing::info!(view = view.id.0, members = view.members.len(), reason = ?view.reason, "view installed");
-        }
-        Event::LeaseLapsed => tracing::warn!("the lease lapsed: containers freeze"),
-        Event::LeaseRenewed => tracing::info!("the lease is fresh"),
-        Event::Fenced(node) => tracing::info!(%node, "a removed node's lease is over"),
-        Event::Moved { container, row } => tracing::info!(
-            %container, name = row.spec.name, owner = %row.owner, epoch = row.epoch.0, state = ?row.state, "container"
-        ),
-        Event::Committed { container, checkpoint } => {
-            tracing::debug!(%container, number = checkpoint.number, "checkpoint committed");
-        }
-        Event::CheckpointFailed { container, reason } => {
-            tracing::warn!(%container, reason, "checkpoint failed");
-        }
-        Event::Answer(request, result) => tracing::debug!(request = request.0, ok = result.is_ok(), "answer"),
-    }
 }

@@ -4,9 +4,10 @@
 //! It runs on a thread of its own with the heartbeat sockets, and never waits for a disk, a lock or bulk traffic:
 //! proposals and jobs go to the runtime that its caller names, and their outcomes come back as inputs. It decides
 //! nothing itself. Read next: `driver` (the loop), `rows` (how committed rows reach the core),
-//! `witness` (what the kernel testifies).
+//! `witness` (what the kernel testifies), `log`.
 
 mod driver;
+mod log;
 mod rows;
 mod witness;
 
@@ -20,7 +21,8 @@ use steadfast_proto::catalog::{CheckpointRef, Exit};
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId};
 use steadfast_proto::node::{Event, Input, Job, Outcome, Request, RequestId, Settings, Status};
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use witness::WatchParts;
 
@@ -30,6 +32,9 @@ use crate::net::datagram::BindError;
 
 /// How many past events a node remembers for those who come later.
 pub const TIMELINE_MAX: usize = 4096;
+
+/// How many questions may wait for the node's thread; one more is refused with [`Unanswered::Busy`].
+pub const QUESTIONS_MAX: usize = 1024;
 
 /// What a node needs to run.
 pub struct Parts {
@@ -70,7 +75,7 @@ pub trait Worker: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Report {
     id: steadfast_proto::node::JobId,
-    inputs: mpsc::UnboundedSender<Command>,
+    notices: mpsc::UnboundedSender<Notice>,
 }
 
 impl Report {
@@ -78,23 +83,44 @@ impl Report {
     pub fn done(self, outcome: Outcome) {
         let input = Input::Done { job: self.id, outcome };
         // A node that has stopped needs no outcome.
-        let _ = self.inputs.send(Command::Input(Box::new(input)));
+        let _ = self.notices.send(Notice::Input(Box::new(input)));
     }
 
     /// The answer to `Job::Renumber`: `incarnation` is durable.
     pub fn renumbered(self, incarnation: Incarnation) {
-        let _ = self.inputs.send(Command::Input(Box::new(Input::Renumbered(incarnation))));
+        let _ = self.notices.send(Notice::Input(Box::new(Input::Renumbered(incarnation))));
     }
 }
 
+/// What the node must be told. Each has one cause on this node, a job, a proposal, a probe, a container, and each cause
+/// ends with it: so they are as few as their causes, and none may be refused.
 #[derive(Debug)]
-enum Command {
+enum Notice {
     Input(Box<Input>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// What somebody wants to know or to have done: outsiders may ask without end, so only [`QUESTIONS_MAX`] wait.
+#[derive(Debug)]
+enum Question {
     Status(oneshot::Sender<Status>),
     Datagrams(oneshot::Sender<DatagramCounts>),
     Keeps(Vec<(ContainerId, Epoch, u64, Digest)>, oneshot::Sender<Vec<bool>>),
     Request(Request, oneshot::Sender<Result<CheckpointRef, String>>),
-    Stop(oneshot::Sender<()>),
+}
+
+/// What checkpoint memory has. Other nodes' seals change it, so only the newest report waits.
+#[derive(Clone, Debug, Default)]
+struct MemoryReport {
+    free_bytes: u64,
+    held: BTreeSet<Digest>,
+}
+
+/// The node's ends of what its handles speak into.
+struct Inbox {
+    notices: mpsc::UnboundedReceiver<Notice>,
+    questions: mpsc::Receiver<Question>,
+    memory: watch::Receiver<MemoryReport>,
 }
 
 /// An event and when it was noticed.
@@ -130,17 +156,23 @@ pub enum SpawnError {
     Thread(std::io::Error),
 }
 
-/// The node has stopped and answers no more.
+/// Why a question has no answer. Nothing was changed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this node has stopped; start its agent again")]
-pub struct Stopped;
+pub enum Unanswered {
+    /// The node has stopped and answers no more.
+    #[error("this node has stopped; start its agent again")]
+    Stopped,
+    /// As many questions as it keeps wait already; ask again.
+    #[error("this node has {QUESTIONS_MAX} questions to answer already; ask again in a moment")]
+    Busy,
+}
 
 /// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The node has stopped.
+    /// The node did not take it.
     #[error(transparent)]
-    Stopped(#[from] Stopped),
+    Unanswered(#[from] Unanswered),
     /// It was refused or failed; why. Nothing was committed.
     #[error("{0}")]
     Refused(String),
@@ -149,7 +181,9 @@ pub enum RequestError {
 /// A running node; clones speak to the same one.
 #[derive(Clone, Debug)]
 pub struct NodeHandle {
-    inputs: mpsc::UnboundedSender<Command>,
+    notices: mpsc::UnboundedSender<Notice>,
+    questions: mpsc::Sender<Question>,
+    memory: watch::Sender<MemoryReport>,
     events: broadcast::Sender<Noticed>,
     timeline: Arc<Mutex<VecDeque<Noticed>>>,
 }
@@ -159,61 +193,64 @@ pub struct NodeHandle {
 /// # Errors
 /// An address that can't be bound, or no thread.
 pub fn spawn(parts: Parts) -> Result<NodeHandle, SpawnError> {
-    let (inputs, commands) = mpsc::unbounded_channel();
-    let (events, _) = broadcast::channel(TIMELINE_MAX);
     let timeline = Arc::new(Mutex::new(VecDeque::new()));
-    let handle =
-        NodeHandle { inputs: inputs.clone(), events: events.clone(), timeline: Arc::clone(&timeline) };
-    let publisher = driver::Publisher::new(events, timeline, parts.settings.boot_unix_ms);
-    driver::start(parts, inputs, commands, publisher)?;
+    let (handle, inbox) = connect(Arc::clone(&timeline));
+    let publisher = driver::Publisher::new(handle.events.clone(), timeline, parts.settings.boot_unix_ms);
+    driver::start(parts, handle.notices.clone(), inbox, publisher)?;
     Ok(handle)
+}
+
+/// A handle and the inbox that it speaks into.
+fn connect(timeline: Arc<Mutex<VecDeque<Noticed>>>) -> (NodeHandle, Inbox) {
+    let (notices, noticed) = mpsc::unbounded_channel();
+    let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+    let (memory, reported) = watch::channel(MemoryReport::default());
+    let (events, _) = broadcast::channel(TIMELINE_MAX);
+    let inbox = Inbox { notices: noticed, questions: asked, memory: reported };
+    (NodeHandle { notices, questions, memory, events, timeline }, inbox)
 }
 
 impl NodeHandle {
     /// What the node knows now.
     ///
     /// # Errors
-    /// The node has stopped.
-    pub async fn status(&self) -> Result<Status, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.inputs.send(Command::Status(reply)).map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
+    /// The node has stopped, or has too much to answer.
+    pub async fn status(&self) -> Result<Status, Unanswered> {
+        self.ask(Question::Status).await
     }
 
     /// How many datagrams were opened and rejected since the start.
     ///
     /// # Errors
-    /// The node has stopped.
-    pub async fn datagrams(&self) -> Result<DatagramCounts, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.inputs.send(Command::Datagrams(reply)).map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
+    /// The node has stopped, or has too much to answer.
+    pub async fn datagrams(&self) -> Result<DatagramCounts, Unanswered> {
+        self.ask(Question::Datagrams).await
     }
 
     /// Takes a checkpoint of a container that this node runs, and returns once it is committed.
     ///
     /// # Errors
-    /// The node has stopped, or why there is no checkpoint; the program runs on.
+    /// The node has stopped or has too much to answer, or why there is no checkpoint; the program runs on.
     pub async fn checkpoint(&self, container: ContainerId) -> Result<CheckpointRef, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        self.inputs.send(Command::Request(Request::Checkpoint(container), reply)).map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)?.map_err(RequestError::Refused)
+        let request = Request::Checkpoint(container);
+        self.ask(|reply| Question::Request(request, reply)).await?.map_err(RequestError::Refused)
     }
 
     /// Which of these sealed manifests must be kept, by the committed rows.
     ///
     /// # Errors
-    /// The node has stopped.
-    pub async fn keeps(&self, sealed: Vec<(ContainerId, Epoch, u64, Digest)>) -> Result<Vec<bool>, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.inputs.send(Command::Keeps(sealed, reply)).map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
+    /// The node has stopped, or has too much to answer.
+    pub async fn keeps(
+        &self,
+        sealed: Vec<(ContainerId, Epoch, u64, Digest)>,
+    ) -> Result<Vec<bool>, Unanswered> {
+        self.ask(|reply| Question::Keeps(sealed, reply)).await
     }
 
     /// Tells the node what its checkpoint memory has. Must be called after every seal before the seal is
     /// acknowledged, or the node disowns what it holds.
     pub fn memory(&self, free_bytes: u64, held: BTreeSet<Digest>) {
-        self.input(Input::Memory { free_bytes, held });
+        self.memory.send_replace(MemoryReport { free_bytes, held });
     }
 
     /// Tells the node of a container that an earlier agent started.
@@ -244,15 +281,24 @@ impl NodeHandle {
     /// Stops the node, which says goodbye to its peers; its containers freeze when their lease ends.
     pub async fn stop(&self) {
         let (stopped, wait) = oneshot::channel();
-        if self.inputs.send(Command::Stop(stopped)).is_ok() {
+        if self.notices.send(Notice::Stop(stopped)).is_ok() {
             // A node that has stopped already does not answer.
             let _ = wait.await;
         }
     }
 
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Unanswered> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.try_send(question(reply)).map_err(|error| match error {
+            TrySendError::Full(_) => Unanswered::Busy,
+            TrySendError::Closed(_) => Unanswered::Stopped,
+        })?;
+        answer.await.map_err(|_| Unanswered::Stopped)
+    }
+
     fn input(&self, input: Input) {
         // A node that has stopped needs no input.
-        let _ = self.inputs.send(Command::Input(Box::new(input)));
+        let _ = self.notices.send(Notice::Input(Box::new(input)));
     }
 }
 
@@ -269,3 +315,44 @@ type Waiting = std::collections::BTreeMap<RequestId, oneshot::Sender<Result<Chec
 
 /// Peers' addresses by node, one per network of ours that they are on.
 type Addresses = std::collections::BTreeMap<NodeId, Vec<Option<SocketAddr>>>;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_question_too_many_is_refused_and_a_notice_never_is() {
+        let (handle, mut inbox) = connect(Arc::default());
+        let mut waiting: Vec<_> = (0..QUESTIONS_MAX).map(|_| Box::pin(handle.datagrams())).collect();
+        poll_fn(|ctx| {
+            assert!(waiting.iter_mut().all(|question| question.as_mut().poll(ctx).is_pending()));
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(handle.status().await.unwrap_err(), Unanswered::Busy);
+        let refused = handle.checkpoint(ContainerId(1)).await.unwrap_err();
+        assert_eq!(refused, RequestError::Unanswered(Unanswered::Busy));
+        handle.adopted_all();
+        assert!(matches!(inbox.notices.recv().await, Some(Notice::Input(_))));
+
+        let Some(Question::Datagrams(reply)) = inbox.questions.recv().await else { panic!("the first one") };
+        reply.send(DatagramCounts::default()).unwrap();
+        assert_eq!(waiting.remove(0).await, Ok(DatagramCounts::default()));
+        drop(inbox);
+        assert_eq!(handle.datagrams().await, Err(Unanswered::Stopped));
+    }
+
+    #[tokio::test]
+    async fn of_reports_of_memory_only_the_newest_waits() {
+        let (handle, mut inbox) = connect(Arc::default());
+        for free_bytes in 0..10_000 {
+            handle.memory(free_bytes, BTreeSet::new());
+        }
+        inbox.memory.changed().await.unwrap();
+        assert_eq!(inbox.memory.borrow_and_update().free_bytes, 9_999);
+        assert!(!inbox.memory.has_changed().unwrap());
+    }
+}
