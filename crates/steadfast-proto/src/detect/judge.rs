@@ -498,4 +498,24 @@ mod tests {
         detector.heard(at(410), NodeId(3), Incarnation(1), NetworkId(0), at(410), &asking);
         assert!(said(&mut detector, 500));
     }
+
+    #[test]
+    fn a_stall_is_as_long_as_the_silence_and_not_as_the_distrust_after_it() {
+        let mut detector = detector();
+        let stalled = Verdict {
+            class: Class::ProcessStalled,
+            subject: Subject::Node(PEER),
+            since: at(1_000),
+            evidence: Vec::new(),
+        };
+        detector.verdicts.insert(stalled.subject.clone(), stalled);
+        let stall_limit = Settings::default().stall_limit;
+        detector.heard(at(9_000), PEER, Incarnation(1), NetworkId(0), at(9_000), &heartbeat());
+        assert!(detector.condemned(at(1_001) + stall_limit).is_empty(), "it spoke meanwhile");
+        assert!(detector.condemned(at(9_001) + stall_limit).contains_key(&PEER));
+        let again = Heartbeat { sequence: 2, ..heartbeat() };
+        let now = at(9_001) + stall_limit;
+        detector.heard(now, PEER, Incarnation(1), NetworkId(0), now, &again);
+        assert!(detector.condemned(now).is_empty(), "it speaks now");
+    }
 }

@@ -596,9 +596,16 @@ impl Detector {
         let (interval, newest) =
             (self.settings.interval, self.downs().map(|(_, verdict)| verdict.since).max());
         for (node, verdict) in self.downs() {
+            let peer = self.peers.get(&node).filter(|peer| peer.sequence.is_some());
+            // One that behaves again is distrusted for a while; that is no reason to remove it.
+            let is_heard = peer.is_some_and(|peer| now.since(peer.fresh_at) <= peer.interval * 3);
+            if is_heard && verdict.class != Class::NodeIsolated {
+                continue;
+            }
+            let silent_since = peer.map_or(Time::ZERO, |peer| peer.fresh_at);
             let due = match verdict.class {
                 Class::ProcessCrashed => verdict.since + self.settings.crash_grace,
-                Class::ProcessStalled => verdict.since + self.settings.stall_limit,
+                Class::ProcessStalled => verdict.since.max(silent_since) + self.settings.stall_limit,
                 // Those that die together fall silent within one beat of each other: the last one ends the wait.
                 Class::HostDead
                 | Class::NodeIsolated
