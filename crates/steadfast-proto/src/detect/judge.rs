@@ -518,4 +518,23 @@ mod tests {
         detector.heard(now, PEER, Incarnation(1), NetworkId(0), now, &again);
         assert!(detector.condemned(now).is_empty(), "it speaks now");
     }
+
+    #[test]
+    fn a_lossy_link_is_well_again_after_two_seconds_without_loss() {
+        let mut detector = detector();
+        let mut states = Vec::new();
+        for beat in 1..=80_u64 {
+            let now = at(beat * 100);
+            if ![40, 42, 55].contains(&beat) {
+                let heartbeat = Heartbeat { sequence: beat, ..heartbeat() };
+                detector.heard(now, PEER, Incarnation(1), NetworkId(0), now, &heartbeat);
+            }
+            detector.look(now, &mut Output::default());
+            states.push(detector.peers.get(&PEER).unwrap().arrivals.get(&NetworkId(0)).unwrap().state);
+        }
+        let degraded: Vec<usize> =
+            (1..=80).filter(|beat| states.get(beat - 1) == Some(&LinkState::Degraded)).collect();
+        assert_eq!((degraded.first(), degraded.last()), (Some(&43), Some(&64)), "{degraded:?}");
+        assert_eq!(degraded.len(), 22, "without a gap: {degraded:?}");
+    }
 }
