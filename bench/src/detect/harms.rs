@@ -23,8 +23,6 @@ const HEAL_MAX: Duration = Duration::from_secs(80);
 const STUTTERERS: [usize; 4] = [3, 6, 9, 12];
 /// The one that is paused, or deaf.
 const SICK: usize = 5;
-/// The other end of its cut link.
-const OTHER: usize = 9;
 
 /// How often agents were wronged, among those that `judged` by (observer, subject).
 struct Harm {
@@ -365,7 +363,7 @@ fn wait_links(cluster: &Cluster, since: Instant, observers: &[usize], failing: F
             Failing::Network => about.is_empty(),
             Failing::Link => {
                 let ends: BTreeSet<usize> = about.iter().copied().chain([seen.observer]).collect();
-                ends == BTreeSet::from([SICK, OTHER])
+                ends == observers.iter().copied().collect()
             }
         }
     };

@@ -128,11 +128,13 @@ fn loudly<T>(name: &str, found: anyhow::Result<T>) -> Option<T> {
 /// The same at ten thousand nodes, in simulation.
 fn simulated(bench: &mut scenarios::Bench) -> anyhow::Result<()> {
     let binary = crate::steadfast()?;
-    let output = Command::new(&binary).args(["simulate", "--nodes", "10000", "-o", "json"]).output()?;
+    let arguments = ["simulate", "--nodes", "10000", "--fault", "silent@5s", "-o", "json"];
+    let output = Command::new(&binary).args(arguments).output()?;
     if !output.status.success() {
         let talk = String::from_utf8_lossy(&output.stderr);
         bail!(
-            "`steadfast simulate --nodes 10000` failed: {}",
+            "`steadfast {}` failed: {}",
+            arguments.join(" "),
             talk.lines().next().unwrap_or("it said nothing")
         );
     }
