@@ -11,10 +11,14 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::detect::Class;
 use crate::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NodeId, ViewId};
 
 /// The largest encoded row, in bytes.
 pub const ROW_BYTES_MAX: usize = 256 * 1024;
+
+/// The keys of all [`ViewRecord`]s begin so.
+pub const VIEW_RECORDS: &str = "history/";
 
 const ROW_VERSION: u8 = 1;
 
@@ -25,6 +29,8 @@ pub enum Key {
     Cluster,
     /// The agreed list of members; holds a [`View`].
     View,
+    /// What is kept of a committed view; holds a [`ViewRecord`].
+    ViewRecord(ViewId),
     /// A node's row; holds a [`NodeRow`].
     Node(NodeId),
     /// An invitation by its temporary identifier; holds an [`InviteRow`].
@@ -41,6 +47,8 @@ impl Key {
         match self {
             Key::Cluster => "cluster".to_owned(),
             Key::View => "view".to_owned(),
+            // The order of the keys is that of the views.
+            Key::ViewRecord(id) => format!("{VIEW_RECORDS}{:020}", id.0),
             Key::Node(id) => format!("node/{id}"),
             Key::Invite(name) => format!("invite/{name}"),
             Key::Container(id) => format!("container/{id}"),
@@ -53,6 +61,7 @@ impl Key {
         match text.split_once('/') {
             None if text == "cluster" => Some(Key::Cluster),
             None if text == "view" => Some(Key::View),
+            Some(("history", id)) => id.parse().ok().map(|id| Key::ViewRecord(ViewId(id))),
             Some(("node", id)) => id.parse().ok().map(Key::Node),
             Some(("invite", name)) => Some(Key::Invite(name.to_owned())),
             Some(("container", id)) => id.parse().ok().map(Key::Container),
@@ -112,6 +121,17 @@ pub enum ViewReason {
     Removed(BTreeMap<NodeId, BTreeSet<NodeId>>),
     /// A member became a grantor of leases.
     Grantor(NodeId),
+}
+
+/// A committed view as it is kept when others have followed it, with what it rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewRecord {
+    /// The view.
+    pub view: View,
+    /// What each node that it removed was found to be; its accusers stand in the view's reason.
+    pub verdicts: BTreeMap<NodeId, Class>,
+    /// When it was proposed, in milliseconds since 1970, by the proposer's clock; for people only.
+    pub proposed_unix_ms: u64,
 }
 
 /// What the cluster knows of a node.
@@ -440,6 +460,7 @@ pub fn decode_change(key: &str, value: Option<&[u8]>) -> Result<Option<Change>, 
         (Some(Key::Container(id)), value) => {
             Some(Change::Container(id, value.map(decode_row).transpose()?.map(Box::new)))
         }
-        (Some(Key::Cluster | Key::View), None) | (Some(Key::Invite(_) | Key::Name(_)) | None, _) => None,
+        (Some(Key::Cluster | Key::View), None)
+        | (Some(Key::ViewRecord(_) | Key::Invite(_) | Key::Name(_)) | None, _) => None,
     })
 }

@@ -13,6 +13,8 @@ pub enum Flaw {
     DriftZero,
     /// Ownership and checkpoint are two rows: a checkpoint's commit does not notice a change of owner.
     TwoRows,
+    /// A view is proposed whatever the one before it is by then.
+    ViewWithoutBasis,
     /// A container thaws as soon as its node hears a grantor, whatever the row says by then.
     ThawWithoutFreshLease,
     /// Opinions are formed while heartbeats still wait to be handed over, and by when they are (PROTOCOLS 3.1).

@@ -3,9 +3,10 @@
 //! Pure choices over what the caller knows of each node; ties fall by id, so every node chooses alike from the
 //! same facts. A choice binds nobody: the row's compare-and-set does (PROTOCOLS 0.3, 5).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 
 use crate::catalog::{CheckpointRef, ContainerRow, ContainerSpec, NodeRow};
+use crate::domains::closeness;
 use crate::ids::NodeId;
 
 /// What a choice looks at of one node that is a member and not suspected.
@@ -69,17 +70,131 @@ pub fn recover_on(row: &ContainerRow, candidates: &[Candidate]) -> Option<NodeId
         .map(|candidate| candidate.node)
 }
 
-/// The nodes to offer copies of `owner`'s checkpoint to, best first: other failure domains before the owner's,
-/// then those that hold the last one (most of it is there already), then the most free memory.
+/// The nodes to offer copies of `owner`'s checkpoint to, best first: each as far as can be from the owner and from those
+/// before it by failure domain, then those that hold the last one (most of it is there already), then the most free
+/// memory. So the first few are spread as well as so many can be.
 pub fn holders(owner: NodeId, latest: Option<&CheckpointRef>, candidates: &[Candidate]) -> Vec<NodeId> {
-    let domains: BTreeMap<NodeId, &[String]> =
-        candidates.iter().map(|candidate| (candidate.node, candidate.domain.as_slice())).collect();
-    let own = domains.get(&owner).copied().unwrap_or_default();
-    let mut others: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.node != owner).collect();
-    others.sort_by_key(|candidate| {
-        let shares_domain = !own.is_empty() && candidate.domain.as_slice() == own;
-        let holds = latest.is_some_and(|latest| latest.copies.contains(&candidate.node));
-        (shares_domain, !holds, std::cmp::Reverse(candidate.free_bytes), candidate.node)
-    });
-    others.into_iter().map(|candidate| candidate.node).collect()
+    let own = candidates.iter().find(|candidate| candidate.node == owner);
+    let mut chosen: Vec<&Candidate> = Vec::new();
+    let mut left: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.node != owner).collect();
+    while !left.is_empty() {
+        let best = left.iter().enumerate().min_by_key(|(_, candidate)| {
+            let domains = own.into_iter().chain(chosen.iter().copied()).map(|other| other.domain.as_slice());
+            let holds = latest.is_some_and(|latest| latest.copies.contains(&candidate.node));
+            // Whoever has no room, as a witness, is asked last and takes no domain's place.
+            let has_no_room = candidate.free_bytes == 0 && !holds;
+            let closeness = closeness(&candidate.domain, domains);
+            (has_no_room, closeness, !holds, Reverse(candidate.free_bytes), candidate.node)
+        });
+        let Some((index, _)) = best else { break };
+        chosen.push(left.swap_remove(index));
+    }
+    chosen.into_iter().map(|candidate| candidate.node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::{Digest, Epoch};
+
+    fn candidate(node: u128, free_bytes: u64, domain: &[&str]) -> Candidate {
+        Candidate {
+            node: NodeId(node),
+            free_bytes,
+            containers: 0,
+            criu: "4.2.1".to_owned(),
+            processor: "x".to_owned(),
+            domain: domain.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    fn held_by(copies: &[u128]) -> CheckpointRef {
+        CheckpointRef {
+            number: 1,
+            epoch: Epoch(1),
+            manifest: Digest([0; 32]),
+            bytes: 1,
+            copies: copies.iter().copied().map(NodeId).collect(),
+            wanted: 2,
+            frozen_us: 0,
+            taken_unix_ms: 0,
+            criu: "4.2.1".to_owned(),
+            processor: "x".to_owned(),
+        }
+    }
+
+    #[test]
+    fn copies_go_to_racks_of_their_own_before_to_the_most_memory() {
+        let candidates = [
+            candidate(1, 9, &["a"]),
+            candidate(2, 90, &["a"]),
+            candidate(3, 80, &["b"]),
+            candidate(4, 70, &["b"]),
+            candidate(5, 10, &["c"]),
+        ];
+        assert_eq!(holders(NodeId(1), None, &candidates), [3, 5, 2, 4].map(NodeId));
+        // Where the last one is, the next one stays, as long as it is as far away.
+        assert_eq!(holders(NodeId(1), Some(&held_by(&[4, 5])), &candidates)[..2], [4, 5].map(NodeId));
+        assert_eq!(holders(NodeId(1), Some(&held_by(&[3, 4])), &candidates)[..2], [3, 5].map(NodeId));
+    }
+
+    #[test]
+    fn a_witness_in_a_rack_of_its_own_is_asked_last() {
+        let candidates = [
+            candidate(1, 9, &["a"]),
+            candidate(2, 0, &["b"]),
+            candidate(3, 8, &["a"]),
+            candidate(4, 7, &["b"]),
+        ];
+        assert_eq!(holders(NodeId(1), None, &candidates), [4, 3, 2].map(NodeId));
+        let full = holders(NodeId(1), Some(&held_by(&[2])), &candidates);
+        assert_eq!(
+            full,
+            [2, 3, 4].map(NodeId),
+            "a full one that has most of it already has room for the rest"
+        );
+    }
+
+    #[test]
+    fn a_rack_of_another_site_is_further_than_another_rack() {
+        let candidates = [
+            candidate(1, 1, &["east", "r1"]),
+            candidate(2, 9, &["east", "r2"]),
+            candidate(3, 8, &["west", "r1"]),
+            candidate(4, 7, &["west", "r2"]),
+        ];
+        assert_eq!(holders(NodeId(1), None, &candidates), [3, 2, 4].map(NodeId));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn the_first_copies_are_in_as_many_domains_as_there_are(
+            racks in proptest::collection::vec(0u8..5, 2..12),
+            free in proptest::collection::vec(1u64..4, 12),
+            held in proptest::collection::btree_set(1u128..12, 0..3),
+            count in 1usize..4,
+        ) {
+            let candidates: Vec<Candidate> = (racks.iter().zip(&free).zip(1..))
+                .map(|((rack, free), node)| candidate(node, *free, &[&format!("rack-{rack}")]))
+                .collect();
+            let held: Vec<u128> = held.into_iter().collect();
+            let order = holders(NodeId(1), Some(&held_by(&held)), &candidates);
+            let everybody: BTreeSet<NodeId> = candidates.iter().skip(1).map(|candidate| candidate.node).collect();
+            prop_assert_eq!(order.iter().copied().collect::<BTreeSet<_>>(), everybody, "each once, the owner never");
+            prop_assert_eq!(order.len(), candidates.len() - 1);
+            let rack: BTreeMap<NodeId, &Vec<String>> =
+                candidates.iter().map(|candidate| (candidate.node, &candidate.domain)).collect();
+            let own = rack[&NodeId(1)];
+            let others: BTreeSet<&Vec<String>> = rack.values().copied().filter(|rack| *rack != own).collect();
+            let taken: Vec<&Vec<String>> = order.iter().take(count).map(|node| rack[node]).collect();
+            let distinct: BTreeSet<&Vec<String>> = taken.iter().copied().filter(|rack| *rack != own).collect();
+            prop_assert_eq!(distinct.len(), others.len().min(taken.len()), "{:?} of {:?}", taken, rack);
+        }
+    }
 }

@@ -315,6 +315,7 @@ impl World {
                 let change = match row {
                     Row::View(view) => Change::View(view),
                     Row::Container(row) => Change::Container(row.id, Some(row)),
+                    Row::Record(_) | Row::Forget(_) => continue,
                 };
                 self.commit(change);
             }

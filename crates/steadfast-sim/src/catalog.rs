@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_proto::catalog::{Change, ClusterRow, ContainerRow, Key, NodeRow, View};
-use steadfast_proto::ids::{ClusterId, ContainerId, Incarnation};
+use steadfast_proto::catalog::{Change, ClusterRow, ContainerRow, Key, NodeRow, View, ViewRecord};
+use steadfast_proto::ids::{ClusterId, ContainerId, Incarnation, ViewId};
 use steadfast_proto::node::{Input, Proposal, Row};
 
 use crate::checkers::Fact;
@@ -23,6 +23,8 @@ pub(crate) struct Catalog {
     /// What each revision changed; revision 1 is the first.
     history: Vec<Vec<Change>>,
     rows: BTreeMap<Key, (u64, Change)>,
+    /// What is kept of the views; no agent is told of it.
+    records: BTreeMap<ViewId, ViewRecord>,
     pub(crate) leader: Option<usize>,
     /// No leader before this world time.
     pub(crate) hold_until: u64,
@@ -111,6 +113,7 @@ impl World {
             view.members = self.hosts.iter().map(|host| (host.node, first)).collect();
             view.grantors = view.members.keys().take(5).copied().collect();
         }
+        self.catalog.records.insert(view.id, view.record(BTreeMap::new(), 0).0);
         self.commit(vec![Change::View(view)], false);
         for index in 0..self.hosts.len() {
             let node = self.hosts[index].node;
@@ -120,7 +123,7 @@ impl World {
                 engine_id: index as u64 + 1,
                 addresses: Vec::new(),
                 fingerprint: String::new(),
-                domain: Vec::new(),
+                domain: vec![format!("rack-{}", index % 3)],
                 memory_bytes: crate::host::MEMORY_BYTES,
                 criu: "4.2.1".to_owned(),
                 processor: "x".to_owned(),
@@ -221,16 +224,43 @@ impl World {
             proposal.basis.iter().all(|(key, revision)| self.catalog.revision_of(key) == *revision)
                 && !(self.faults_on && self.random.chance(0.01));
         if accepted {
-            let changes = proposal.rows.iter().map(|row| match row {
-                Row::View(view) => Change::View(view.clone()),
-                Row::Container(row) => Change::Container(row.id, Some(row.clone())),
+            let changes = proposal.rows.iter().filter_map(|row| match row {
+                Row::View(view) => Some(Change::View(view.clone())),
+                Row::Container(row) => Some(Change::Container(row.id, Some(row.clone()))),
+                Row::Record(_) | Row::Forget(_) => None,
             });
             self.commit(changes.collect(), false);
+            self.keep_records(&proposal);
             if self.faults_on && !self.scenario.networks_only && self.random.chance(0.003) {
                 self.crash_for_a_while(host);
             }
         }
         self.answer(host, life, &proposal, accepted);
+    }
+
+    /// Keeps what a transaction says of its view.
+    fn keep_records(&mut self, proposal: &Proposal) {
+        for row in &proposal.rows {
+            match row {
+                Row::Record(record) => {
+                    self.catalog.records.insert(record.view.id, (**record).clone());
+                }
+                Row::Forget(id) => {
+                    self.catalog.records.remove(id);
+                }
+                Row::View(_) | Row::Container(_) => {}
+            }
+        }
+        let Some(view) = proposal.rows.iter().find_map(|row| match row {
+            Row::View(view) => Some(view),
+            Row::Record(_) | Row::Forget(_) | Row::Container(_) => None,
+        }) else {
+            return;
+        };
+        let bases = proposal.basis.iter().filter(|(key, _)| *key == Key::View).count();
+        let records = std::mem::take(&mut self.catalog.records);
+        self.fact(&Fact::Kept { view, bases, records: &records });
+        self.catalog.records = records;
     }
 
     fn answer(&mut self, host: usize, life: u64, proposal: &Proposal, accepted: bool) {

@@ -39,7 +39,8 @@ struct Arguments {
     /// Prints what happens, one line each.
     #[arg(long)]
     trace: bool,
-    /// Plants a known bug: ActOnOwnVerdict, SkipFence, DriftZero, TwoRows or ThawWithoutFreshLease.
+    /// Plants a known bug: ActOnOwnVerdict, SkipFence, DriftZero, TwoRows, ThawWithoutFreshLease or
+    /// ViewWithoutBasis.
     #[arg(long, value_name = "NAME", value_parser = flaw)]
     flaw: Option<Flaw>,
     /// How many seeds run at once.
@@ -151,10 +152,17 @@ fn plant(_: Option<Flaw>) {}
 
 #[cfg(feature = "planted-flaws")]
 fn flaw(name: &str) -> Result<Flaw, String> {
-    [Flaw::ActOnOwnVerdict, Flaw::SkipFence, Flaw::DriftZero, Flaw::TwoRows, Flaw::ThawWithoutFreshLease]
-        .into_iter()
-        .find(|flaw| format!("{flaw:?}") == name)
-        .ok_or_else(|| format!("'{name}' is no flaw; see --help for the five"))
+    [
+        Flaw::ActOnOwnVerdict,
+        Flaw::SkipFence,
+        Flaw::DriftZero,
+        Flaw::TwoRows,
+        Flaw::ThawWithoutFreshLease,
+        Flaw::ViewWithoutBasis,
+    ]
+    .into_iter()
+    .find(|flaw| format!("{flaw:?}") == name)
+    .ok_or_else(|| format!("'{name}' is no flaw; see --help for the six"))
 }
 
 #[cfg(not(feature = "planted-flaws"))]

@@ -6,6 +6,7 @@
 
 mod buffers;
 pub mod catalog;
+pub mod devices;
 pub mod envelope;
 pub mod identity;
 pub mod memory;

@@ -55,7 +55,7 @@ pub async fn init(config: &Config, name: &str, lease: Duration) -> Result<Founde
         ca_key: Some(authority.key_pkcs8()),
         node_certificate: certificate,
         node_key: key.private_pkcs8(),
-        extra: State { founder: Some(founder), hints: Vec::new() }.encode()?,
+        extra: State { founder: Some(founder), ..State::default() }.encode()?,
     };
     identity.store_membership(membership).map_err(|error| state::identity_failure(&error))?;
     Ok(Founded {

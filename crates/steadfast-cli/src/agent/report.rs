@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use steadfast::catalog::{Catalog, CatalogStatus};
 use steadfast::node::{Noticed, Unanswered};
-use steadfast_proto::catalog::{ClusterRow, ContainerRow, ContainerState, NodeRow, View, ViewReason};
+use steadfast_proto::catalog::{ContainerRow, ContainerState, NodeRow, View, ViewReason};
 use steadfast_proto::detect::{Opinion, Verdict};
 use steadfast_proto::ids::{NetworkId, NodeId};
 use steadfast_proto::node::{Event, Phase, Status};
 use steadfast_proto::wire::Why;
 
 use super::Agent;
-use super::holders;
+use super::{holders, survival};
 use crate::api::convert::{self, Names, node_name, now_unix_ms};
 use crate::api::link_words::Dictionary;
 use crate::api::{link_types, link_words, links, types};
@@ -56,8 +56,8 @@ impl Agent {
         let mut datagrams: BTreeMap<String, u64> =
             counts.rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
         datagrams.extend([("opened".to_owned(), counts.opened), ("malformed".to_owned(), counts.malformed)]);
-        let heard = voters_heard(&status, &engine);
-        let quorum = engine.has_quorum && engine.leader.is_some() && heard > engine.voters.len() / 2;
+        let standing = survival::standing(&status, &engine, view);
+        let quorum = engine.has_quorum && engine.leader.is_some() && standing.voters.spare().is_some();
         Ok(types::Status {
             cluster: types::Cluster {
                 id: cluster.id.to_string(),
@@ -71,7 +71,7 @@ impl Agent {
             quorum,
             leader: status.leader.map(|leader| node_name(&names, leader)),
             view: convert::view(view, &names),
-            survives: survives(heard, engine.voters.len(), grantors_heard(&status, view)),
+            survives: survival::survives(&standing, &status, &names),
             lease_left_ms: millis(status.lease_left),
             peers: self.peers_shown(&status, view, &names),
             containers: self.local_containers(&status),
@@ -294,48 +294,6 @@ fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Nod
             .collect(),
         criu: row.criu.clone(),
     }
-}
-
-/// The voters that this node hears now, itself included: the engine alone believes in a leader that was cut off.
-fn voters_heard(status: &Status, engine: &CatalogStatus) -> usize {
-    let ids: BTreeMap<u64, NodeId> = status.nodes.values().map(|row| (row.engine_id, row.id)).collect();
-    let lease = status.cluster.as_ref().map_or(Duration::from_secs(1), ClusterRow::lease);
-    let is_heard = |id: &NodeId| {
-        let peer = status.peers.get(id);
-        *id == status.id || peer.is_some_and(|peer| !peer.suspected && peer.silent <= peer.timeout.max(lease))
-    };
-    engine.voters.keys().filter_map(|voter| ids.get(voter)).filter(|id| is_heard(id)).count()
-}
-
-/// How many of the grantors of leases are there, and how many there are.
-fn grantors_heard(status: &Status, view: &View) -> (usize, usize) {
-    let is_heard = |id: &&NodeId| {
-        **id == status.id || status.peers.get(*id).is_some_and(|peer| peer.silent <= peer.timeout)
-    };
-    (view.grantors.iter().filter(is_heard).count(), view.grantors.len())
-}
-
-/// What the cluster survives right now: how many of the voters, and of the grantors, that are there may fail.
-fn survives(live: usize, voters: usize, (granting, grantors): (usize, usize)) -> types::Survives {
-    let majority = voters / 2 + 1;
-    let spare = live.saturating_sub(majority).min(granting.saturating_sub(grantors / 2 + 1));
-    let spare = u32::try_from(spare).unwrap_or(u32::MAX);
-    let sentence = match (voters, live) {
-        (_, live) if live < majority => format!(
-            "nothing: {live} of {voters} voters are there, and {majority} are needed; containers are frozen until they are back"
-        ),
-        (1, _) => "no failure: there is one node; add two more for automatic recovery".to_owned(),
-        (2, _) => "no failure: of two nodes both are needed; a third gives automatic recovery".to_owned(),
-        _ if spare == 0 && grantors < voters => {
-            format!("no further failure yet: {grantors} of {voters} voters grant leases so far")
-        }
-        _ if spare == 0 => {
-            format!("no further failure: {live} of {voters} voters are there, and {majority} are needed")
-        }
-        _ if spare == 1 => format!("the loss of any one node ({live} of {voters} voters are there)"),
-        _ => format!("the loss of any {spare} nodes at once ({live} of {voters} voters are there)"),
-    };
-    types::Survives { nodes: spare, sentence }
 }
 
 fn frozen_why(status: &Status) -> Option<String> {

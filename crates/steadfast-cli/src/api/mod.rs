@@ -14,3 +14,5 @@ pub mod openapi;
 pub mod proxy;
 pub mod server;
 pub mod types;
+pub mod view_types;
+pub mod views;

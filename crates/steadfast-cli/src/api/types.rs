@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::link_types::Verdict;
+use super::view_types::Survives;
 
 /// Why a request was refused; the body of every answer that is not a success.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -82,15 +83,6 @@ pub struct View {
     pub proposer: String,
     /// Why.
     pub reason: String,
-}
-
-/// What the cluster survives right now.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Survives {
-    /// How many voters may fail at once.
-    pub nodes: u32,
-    /// The same in words, with what limits it.
-    pub sentence: String,
 }
 
 /// Another node as this one hears it.
@@ -311,6 +303,10 @@ pub struct InviteRequest {
     /// How long the token is valid, such as `1h`.
     #[serde(default)]
     pub valid: Option<String>,
+    /// The address of an agent that waits with a token of this name, to be woken; an invitation that is open is then
+    /// renewed instead of replaced.
+    #[serde(default)]
+    pub notify: Option<String>,
 }
 
 /// An invitation.
@@ -318,10 +314,34 @@ pub struct InviteRequest {
 pub struct Invitation {
     /// The name that the new node will bear.
     pub name: String,
-    /// The one-time token: a secret.
-    pub token: String,
+    /// The one-time token: a secret. Absent where the invitation was renewed: the token made before counts again.
+    pub token: Option<String>,
     /// When it ends.
     pub expires_unix_ms: u64,
+}
+
+/// How the cluster's keys and this node's certificate stand.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyStatus {
+    /// The newest cluster key.
+    pub newest: u32,
+    /// The cluster key that seals datagrams and checkpoints.
+    pub sealing: u32,
+    /// The oldest cluster key whose datagrams are opened.
+    pub accepted_min: u32,
+    /// Whether no rotation is under way.
+    pub settled: bool,
+    /// When a rotation last came a step further, by the clock of the node that took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_unix_ms: Option<u64>,
+    /// When this node's certificate was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_issued_unix_ms: Option<u64>,
+    /// When it ends; it is replaced long before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires_unix_ms: Option<u64>,
+    /// Nodes that were removed for good: no connection with a certificate of theirs is accepted.
+    pub revoked: Vec<String>,
 }
 
 /// One line that a container printed.

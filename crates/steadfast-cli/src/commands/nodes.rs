@@ -7,6 +7,9 @@ use crate::output::table;
 use crate::units;
 
 /// List the nodes of the cluster
+///
+/// DOMAIN is the failure domain that a node's configuration names, widest first. A node that lends nothing and runs no
+/// containers is a witness or an observer.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  steadfast nodes\n  steadfast -o json nodes | jq -r '.[] | select(.state == \"member\") | .name'"
@@ -23,12 +26,13 @@ pub(super) async fn run(_args: Args, context: &Context) -> Result<(), Failure> {
                 name,
                 node.state.clone(),
                 addresses.collect::<Vec<_>>().join(", "),
+                if node.domain.is_empty() { "-".to_owned() } else { node.domain.join("/") },
                 units::human_size(node.memory_bytes),
                 node.containers.join(", "),
                 node.id.clone(),
             ]
         });
-        table(["NAME", "STATE", "ADDRESSES", "LENDS", "CONTAINERS", "ID"], rows)
+        table(["NAME", "STATE", "ADDRESSES", "DOMAIN", "LENDS", "CONTAINERS", "ID"], rows)
     });
     Ok(())
 }

@@ -133,6 +133,8 @@ mod tests {
             "init",
             "invite",
             "join",
+            "reidentify",
+            "keys",
             "status",
             "nodes",
             "links",

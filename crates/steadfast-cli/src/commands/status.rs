@@ -11,6 +11,9 @@ const TESTIMONIES_SHOWN: usize = 8;
 
 /// Say how the cluster stands and what failure it survives right now
 ///
+/// What it survives counts the catalog's voters, the grantors of leases and the copies of checkpoints that are there now, by
+/// host and by failure domain.
+///
 /// Begins with the verdicts that hold, or by which nodes were removed that are not back, each with who says so; what failed first
 /// comes first. Then names the members, whether there is a quorum, whom this node suspects, which containers are frozen and why.
 #[derive(Debug, clap::Args)]
@@ -145,7 +148,8 @@ fn tables(status: &Status, timeline: bool, text: &mut String) {
 mod tests {
     use super::*;
     use crate::api::link_types::Evidence;
-    use crate::api::types::{Cluster, Survives, View};
+    use crate::api::types::{Cluster, View};
+    use crate::api::view_types::Survives;
 
     fn healthy() -> Status {
         let view =
@@ -159,7 +163,13 @@ mod tests {
             quorum: true,
             leader: Some("alpha".into()),
             view,
-            survives: Survives { nodes: 0, sentence: "no failure".into() },
+            survives: Survives {
+                nodes: 0,
+                hosts: 0,
+                widest_domains: None,
+                domains: Vec::new(),
+                sentence: "no failure".into(),
+            },
             lease_left_ms: 900,
             peers: Vec::new(),
             containers: Vec::new(),

@@ -21,8 +21,8 @@ const fn key(section: &'static str, name: &'static str, default: &'static str, a
 const KEYS: &[Key] = &[
     key("[node]", "name", "the host name", "The node's name for people: small letters, digits and `-`."),
     key("[node]", "data", "`/var/lib/steadfast`", "The folder that holds all that lasts: identity, keys, catalog, upper layers, logs."),
-    key("[node]", "domain", "none", "Failure domain, widest first: copies go to other domains where they can."),
-    key("[node]", "mode", "`\"agent\"`", "`\"observe\"`: membership, detection, links and events only. It runs no containers, lends no memory, needs no root, runc or CRIU; it votes in the catalog."),
+    key("[node]", "domain", "none", "Failure domain, widest first, as `[\"site-a\", \"rack-3\"]`, at most 4 levels: what fails together. Copies of checkpoints, voters and grantors are spread over domains where they can; `steadfast status` says which ones the cluster can lose."),
+    key("[node]", "mode", "`\"agent\"`", "`\"observe\"`: membership, detection, links and events only. It runs no containers, lends no memory, needs no root, runc or CRIU; it votes in the catalog. `\"witness\"`: the same, and takes commands about containers, which others carry out: a vote and a grantor of leases for a site that has two machines."),
     key("[[network]]", "name", "needed", "The network's name, the same on every node. One table for each independent network, at most 8."),
     key("[[network]]", "address", "needed", "This node's own address on it, UDP and TCP; port 7400 unless given."),
     key("[detect]", "profile", "`\"gossip\"`", "Which rule suspects a silent peer. `\"gossip\"`: as many missed heartbeats as delay and loss call for. `\"relative\"`: lag behind the other peers. `\"timeout\"`: a timeout that follows the longest recent gap."),

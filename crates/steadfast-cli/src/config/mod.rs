@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use steadfast_proto::detect::Settings;
+use steadfast_proto::domains::LEVELS_MAX;
 
 use crate::codes::Code;
 use crate::failure::{Failure, did_you_mean};
@@ -45,7 +46,7 @@ pub const EXAMPLE: &str = r#"[node]
 name = "alpha"                 # default: the host name
 data = "/var/lib/steadfast"
 domain = ["rack-3"]            # failure domain, widest first
-mode = "agent"                 # or "observe": membership, detection, links; no containers, no root
+mode = "agent"                 # or "witness": votes only; or "observe": detection, links; neither needs root
 
 [[network]]                    # one per independent network
 name = "front"
@@ -86,6 +87,9 @@ pub enum Mode {
     Agent,
     /// In membership, detection, links and events: it runs no containers, lends no memory and needs no root.
     Observe,
+    /// In membership and the catalog: it votes and grants leases, lends no memory and runs no containers, so it needs no
+    /// root either. Unlike an observer it takes commands about containers, which others carry out.
+    Witness,
 }
 
 /// How this node runs containers.
@@ -222,20 +226,19 @@ impl RawConfig {
             None => default_name(problems),
         };
         let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
-        let domain =
-            self.domain.iter().flatten().filter_map(|given| problems.check(given, units::name)).collect();
+        let domain = self.check_domain(problems);
         let mode = self.mode.as_ref().map_or(Some(Mode::Agent), |given| problems.check(given, mode));
         let detect = self.detect.check(problems);
         let networks = self.check_networks(problems);
         let memory_bytes = match (&self.memory, mode) {
-            (Some(given), Some(Mode::Observe)) => {
-                problems.refuse(
-                    given,
-                    "a node with mode = \"observe\" lends no memory; remove the key, or the mode",
-                );
+            (Some(given), Some(mode @ (Mode::Observe | Mode::Witness))) => {
+                let mode = if mode == Mode::Observe { "observe" } else { "witness" };
+                let message =
+                    format!("a node with mode = \"{mode}\" lends no memory; remove the key, or the mode");
+                problems.refuse(given, message);
                 None
             }
-            (None, Some(Mode::Observe)) => Some(0),
+            (None, Some(Mode::Observe | Mode::Witness)) => Some(0),
             (Some(given), Some(Mode::Agent) | None) => problems.check(given, memory_size),
             (None, Some(Mode::Agent) | None) => Some(machine_memory_bytes() / 4),
         };
@@ -272,6 +275,19 @@ impl RawConfig {
             },
             socket: socket?,
         })
+    }
+
+    fn check_domain(&self, problems: &mut Problems) -> Vec<String> {
+        let given = self.domain.as_deref().unwrap_or_default();
+        if let Some(surplus) = given.get(LEVELS_MAX) {
+            problems.refuse(
+                surplus,
+                format!(
+                    "a failure domain has at most {LEVELS_MAX} levels, widest first; leave the narrowest out"
+                ),
+            );
+        }
+        given.iter().filter_map(|given| problems.check(given, units::name)).collect()
     }
 
     fn check_networks(&self, problems: &mut Problems) -> Vec<NetworkConfig> {
@@ -345,7 +361,7 @@ fn default_name(problems: &mut Problems) -> Option<String> {
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
-    choice(text, &[("agent", Mode::Agent), ("observe", Mode::Observe)])
+    choice(text, &[("agent", Mode::Agent), ("observe", Mode::Observe), ("witness", Mode::Witness)])
 }
 
 /// One of a few words; another one gets the nearest of them.
@@ -481,6 +497,31 @@ mod tests {
         let nine: String =
             (1..=9).map(|n| format!("[[network]]\nname=\"n{n}\"\naddress=\"10.0.0.{n}\"\n")).collect();
         assert!(problems(&nine)[0].contains("more than 8 networks"));
+    }
+
+    #[test]
+    fn a_failure_domain_has_up_to_four_checked_names() {
+        let network = "[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let with = |domain: &str| format!("[node]\nname=\"a\"\ndomain={domain}\n{network}");
+        let config = check_text("node.toml", &with("[\"site-a\", \"rack-3\"]"), |_| None).unwrap();
+        assert_eq!(config.domain, ["site-a", "rack-3"]);
+        let found = problems(&with("[\"a\", \"b\", \"c\", \"d\", \"e\"]"));
+        assert!(
+            found.len() == 1 && found[0].contains("node.domain[4]: a failure domain has at most 4"),
+            "{found:?}"
+        );
+        let found = problems(&with("[\"Rack 3\"]"));
+        assert!(found.len() == 1 && found[0].starts_with("node.toml:3: node.domain[0]:"), "{found:?}");
+        assert!(problems(&with("\"rack-3\""))[0].contains("is not a list"));
+    }
+
+    #[test]
+    fn a_witness_lends_nothing() {
+        let witness = "[node]\nname=\"a\"\nmode=\"witness\"\n[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let config = check_text("node.toml", witness, |_| None).unwrap();
+        assert_eq!((config.mode, config.memory_bytes), (Mode::Witness, 0));
+        let found = problems(&format!("{witness}[checkpoint]\nmemory=\"1GiB\"\n"));
+        assert!(found.len() == 1 && found[0].contains("mode = \"witness\" lends no memory"), "{found:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod checkpoints;
 mod conclusions;
 mod detection;
 mod forgeries;
+mod identity;
 mod links;
 mod power;
 mod programs;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Batch, Event, Job, JobId, Node, Outcome, Row};
-use crate::catalog::{Key, View};
+use crate::catalog::{Key, View, ViewReason};
 use crate::detect::{Members, graph};
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::{Incarnation, NodeId, ViewId};
 use crate::lease::is_fenced;
 use crate::time::Time;
@@ -111,7 +112,7 @@ impl Node {
         let since = *self.membership.condemned_since.get_or_insert(now);
         if !condemned.contains_key(&self.settings.id) && self.is_my_turn(now, since, &view) {
             let next = view.remove(condemned, self.settings.id);
-            self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+            self.propose_view(now, revision, next, out);
         }
     }
 
@@ -192,13 +193,13 @@ impl Node {
         }
         self.membership.last_attempt = Some(now);
         let next = view.admit(own, self.incarnation, own);
-        self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+        self.propose_view(now, revision, next, out);
     }
 
     /// Adds a grantor once every member, and a majority of the grantors among them, has had the installed view for
     /// longer than a lease: nobody can then still hold a lease by grantors of long ago.
     fn tend_grantors(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
-        let Some(next) = view.next_grantor() else { return };
+        let Some(next) = view.next_grantor(&self.nodes) else { return };
         let own = self.settings.id;
         let settled = (view.members.keys()).all(|id| {
             *id == own
@@ -214,8 +215,27 @@ impl Node {
         let wait = if view.grantors.len() == 1 { Duration::ZERO } else { self.lease_length() + self.drift() };
         if self.is_my_turn(now, since + wait, view) && now >= since + wait {
             let next = view.add_grantor(next, own);
-            self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+            self.propose_view(now, revision, next, out);
         }
+    }
+
+    /// Proposes `next` on the view that `revision` wrote, and on no other.
+    fn propose_view(&mut self, now: Time, revision: u64, next: View, out: &mut Batch) {
+        let verdicts = match &next.reason {
+            ViewReason::Removed(removed) => {
+                let classes = removed.keys().filter_map(|node| Some((*node, self.detector.why_down(*node)?)));
+                classes.collect()
+            }
+            ViewReason::Founded | ViewReason::Admitted(_) | ViewReason::Grantor(_) => BTreeMap::new(),
+        };
+        let (record, surplus) = next.record(verdicts, self.unix_ms(now));
+        let mut rows = vec![Row::View(next), Row::Record(Box::new(record))];
+        rows.extend(surplus.map(Row::Forget));
+        let mut basis = vec![(Key::View, revision)];
+        if is_planted(Flaw::ViewWithoutBasis) {
+            basis.clear();
+        }
+        self.propose(now, Key::View, basis, rows, out);
     }
 }
 
@@ -235,7 +255,7 @@ mod tests {
         let mut view = (2..=16).fold(View::founded(NodeId(1), Incarnation(1)), |view, node| {
             view.admit(NodeId(node), Incarnation(1), NodeId(1))
         });
-        while let Some(node) = view.next_grantor() {
+        while let Some(node) = view.next_grantor(&BTreeMap::new()) {
             view = view.add_grantor(node, NodeId(1));
         }
         let condemned = |nodes: std::ops::RangeInclusive<u128>| {

@@ -14,7 +14,7 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::catalog::{Change, CheckpointRef, ClusterRow, ContainerRow, Exit, Key, NodeRow, View};
+use crate::catalog::{Change, CheckpointRef, ClusterRow, ContainerRow, Exit, Key, NodeRow, View, ViewRecord};
 use crate::detect::{self, Detector, Evidence, Opinion};
 use crate::ids::{ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::{self, Grantor, Holder};
@@ -186,11 +186,15 @@ pub struct Proposal {
     pub rows: Vec<Row>,
 }
 
-/// A row to be written.
+/// A row to be written, or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {
     /// The next view.
     View(View),
+    /// What is kept of it.
+    Record(Box<ViewRecord>),
+    /// Nothing is kept of this view any more.
+    Forget(ViewId),
     /// A container's next row.
     Container(Box<ContainerRow>),
 }

@@ -173,7 +173,7 @@ impl Embedded {
         restored: Restored,
     ) -> Result<Self, OpenError> {
         let engine_config = engine_config(&config)?;
-        let peers = Arc::new(Peers::new(config.cluster_id, config.node, store.id(), config.transport));
+        let peers = Arc::new(Peers::new(config.cluster_id, config.node, &store, config.transport));
         peers.learn(members(&restored.meta.last_membership));
         let machine = Machine::new(config.node, store.clone(), restored);
         let shared = machine.shared();
@@ -466,7 +466,7 @@ async fn tidy_log(raft: &Raft, store: &Store, seen: &RaftMetrics<Engine>, asked_
 }
 
 /// A number that nobody else draws.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     // Some bits of a UUID are fixed; the halves together have none. Zero stands for an unknown store.
     (high ^ low.rotate_left(32)).max(1)

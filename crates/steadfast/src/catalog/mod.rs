@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod machine;
 mod membership;
 mod network;
+mod rescue;
 mod serve;
 mod session;
 mod store;
@@ -32,6 +33,7 @@ pub use self::embedded::{Embedded, EmbeddedConfig, InitializeError, OpenError, T
 pub use self::engine::{Member, RaftNodeId, StoreId};
 pub use self::membership::MembershipError;
 pub use self::network::{Transport, TransportError};
+pub use self::rescue::{Backup, BackupError, Recovered, RescueError, Survivor, restore};
 pub use self::store::StoreError;
 pub use self::watch::{WatchItem, WatchSource, WatchStream, Watched};
 pub use self::wire::MESSAGE_BYTES_MAX;
