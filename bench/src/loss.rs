@@ -34,8 +34,23 @@ fn rounds(lease: Option<Duration>) -> anyhow::Result<Vec<f64>> {
     let address = service_address(9);
     let with_prefix = format!("{address}/24");
     bed.host(0).steadfast_text(&[
-        "run", "--name", "redis", "--address", &with_prefix, "--every", "never", "--", "redis-server", "--save",
-        "", "--appendonly", "no", "--bind", "0.0.0.0", "--protected-mode", "no",
+        "run",
+        "--name",
+        "redis",
+        "--address",
+        &with_prefix,
+        "--every",
+        "never",
+        "--",
+        "redis-server",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--bind",
+        "0.0.0.0",
+        "--protected-mode",
+        "no",
     ])?;
     let address = SocketAddr::from((address, 6379));
     let mut seconds = Vec::new();

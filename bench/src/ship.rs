@@ -120,7 +120,8 @@ fn plain_stream(file: &Path) -> anyhow::Result<f64> {
     stream.shutdown(std::net::Shutdown::Write)?;
     stream.read_exact(&mut [0])?;
     let seconds = start.elapsed().as_secs_f64();
-    let total = reader.join().map_err(|_| anyhow::anyhow!("the reading end of the plain stream failed"))??;
+    let total =
+        reader.join().map_err(|_| anyhow::anyhow!("the reading end of the plain stream failed"))??;
     anyhow::ensure!(total == BYTES, "the plain stream carried the whole file");
     Ok(BYTES as f64 / seconds / 1e9)
 }

@@ -218,24 +218,32 @@ fn meaning(line: &str, nodes: &BTreeMap<String, usize>) -> Vec<What> {
     if let Some((_, verdict)) = line.split_once("the verdict is over class=") {
         return verdict_meaning(verdict, "Over", nodes);
     }
-    let Some((_, opinion)) = line.split_once("opinion=") else { return Vec::new() };
-    let name: String = opinion.chars().take_while(char::is_ascii_alphanumeric).collect();
-    // The evidence names others; whom it concerns comes first.
-    let peer: Vec<usize> = named(opinion, nodes).into_iter().take(1).collect();
-    match name.as_str() {
-        "Suspected" => peer.into_iter().map(What::Suspects).collect(),
-        "Cleared" => peer.into_iter().map(What::Clears).collect(),
-        "Link" => match opinion.split_once("to: ").map(|(_, to)| to) {
-            Some(to) if to.starts_with("Up") => vec![What::LinkUp(peer)],
-            Some(to) if ["Deaf", "Mute", "Down"].iter().any(|state| to.starts_with(state)) => {
-                vec![What::LinkDown(peer)]
-            }
-            _ => Vec::new(),
-        },
-        "NetworkSuspected" => vec![What::LinkDown(Vec::new())],
-        "NetworkCleared" => vec![What::LinkUp(Vec::new())],
-        _ => Vec::new(),
+    let says = |words: &str| line.contains(words);
+    let peer: Vec<usize> =
+        field(line, "peer").and_then(|name| name.strip_prefix('n')?.parse().ok()).into_iter().collect();
+    let carries = |state: &str| !["Deaf", "Mute", "Down"].contains(&state);
+    if says("a peer is suspected") {
+        peer.into_iter().map(What::Suspects).collect()
+    } else if says("the peer is suspected no longer") {
+        peer.into_iter().map(What::Clears).collect()
+    } else if says("a link fails") {
+        let state = field(line, "to").unwrap_or_default();
+        if carries(state) { Vec::new() } else { vec![What::LinkDown(peer)] }
+    } else if says("a link recovers") {
+        vec![What::LinkUp(peer)]
+    } else if says("nobody is heard on a network") {
+        vec![What::LinkDown(Vec::new())]
+    } else if says("the network carries heartbeats again") {
+        vec![What::LinkUp(Vec::new())]
+    } else {
+        Vec::new()
     }
+}
+
+/// The value of `name=value` or `name="value"` in a line.
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(&format!(" {name}="))?;
+    rest.split_whitespace().next().map(|value| value.trim_matches('"'))
 }
 
 /// `Removed({NodeId(a): {NodeId(b), ..}, ..})`: the keys are the removed ones, the values their accusers.
@@ -297,16 +305,22 @@ mod tests {
             of("INFO view installed view=4 members=2 reason=Admitted(NodeId(00000001))"),
             [What::Alive(1)]
         );
-        let verdict = "INFO verdict class=HostDead subject=Node(NodeId(00000001)) evidence=[(NodeId(00000002), x)]";
+        let verdict =
+            "INFO verdict class=HostDead subject=Node(NodeId(00000001)) evidence=[(NodeId(00000002), x)]";
         assert_eq!(of(verdict), [What::Verdict(Class::HostDead, vec![1])]);
         let over = "INFO the verdict is over class=HostDead subject=Node(NodeId(00000001))";
         assert_eq!(of(over), [What::Clears(1), What::Over(Class::HostDead, vec![1])]);
-        let link = "opinion=Link { peer: NodeId(00000002), network: NetworkId(0), from: Up, to: Down }";
-        assert_eq!(of(link), [What::LinkDown(vec![2])]);
-        assert_eq!(
-            of("opinion opinion=Suspected { peer: NodeId(00000002), silent: 1s }"),
-            [What::Suspects(2)]
-        );
+        let cut = r#"WARN a link fails peer="n2" network="net0" from=Up to=Down cause="nothing comes""#;
+        assert_eq!(of(cut), [What::LinkDown(vec![2])]);
+        assert_eq!(of(r#"WARN a link fails peer="n2" network="net0" from=Up to=Degraded cause="loss""#), []);
+        let whole =
+            r#"INFO a link recovers peer="n2" network="net0" from=Down to=Up cause="it carries both ways""#;
+        assert_eq!(of(whole), [What::LinkUp(vec![2])]);
+        assert_eq!(of(r#"INFO a peer is suspected peer="n2" why=Silent rule=Gossip"#), [What::Suspects(2)]);
+        assert_eq!(of(r#"INFO the peer is suspected no longer peer="n2""#), [What::Clears(2)]);
+        let network =
+            r#"WARN nobody is heard on a network that others are heard beside network="net1" or_link=false"#;
+        assert_eq!(of(network), [What::LinkDown(Vec::new())]);
         assert_eq!(of("INFO something else"), []);
     }
 }

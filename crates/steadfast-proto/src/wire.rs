@@ -30,6 +30,7 @@ const FLAG_RIDER: u8 = 8;
 const FLAG_GRANTED: u8 = 16;
 const FLAG_GOODBYE: u8 = 32;
 const FLAG_SPARSE: u8 = 64;
+const FLAG_ASKS: u8 = 128;
 
 /// The periodic datagram on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Heartbeat {
     pub goodbye: bool,
     /// Whether the receiver gets only some of the sender's beats, so that a gap in their numbers is no loss.
     pub sparse: bool,
+    /// Whether the sender missed what was said lately, and wants it said again.
+    pub asks: bool,
     /// What members say of members and links, passed on; at most [`RUMOURS_MAX`].
     pub rumours: Vec<Rumour>,
     /// What the duties of the sender add.
@@ -174,8 +177,8 @@ pub enum DecodeError {
     /// A list is longer than allowed.
     #[error("a heartbeat lists {0} entries, more than {1}")]
     TooMany(usize, usize),
-    /// A flag is set that this version does not know.
-    #[error("a heartbeat has unknown flags {0:#04x}")]
+    /// A flag is set without those that it needs.
+    #[error("a heartbeat has flags {0:#04x}, which contradict each other")]
     Flags(u8),
     /// A number does not fit its field.
     #[error("a heartbeat has a number that is too large for its field")]
@@ -198,6 +201,7 @@ impl Heartbeat {
             (granted, FLAG_GRANTED),
             (self.goodbye, FLAG_GOODBYE),
             (self.sparse, FLAG_SPARSE),
+            (self.asks, FLAG_ASKS),
         ];
         let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         out.extend_from_slice(&[VERSION, flags, self.hears]);
@@ -234,7 +238,7 @@ impl Heartbeat {
         }
         let flags = reader.u8()?;
         let has = |flag: u8| flags & flag != 0;
-        if flags >= FLAG_SPARSE * 2 || (has(FLAG_GRANTED) && !(has(FLAG_RIDER) && has(FLAG_ECHO))) {
+        if has(FLAG_GRANTED) && !(has(FLAG_RIDER) && has(FLAG_ECHO)) {
             return Err(DecodeError::Flags(flags));
         }
         let hears = reader.u8()?;
@@ -253,7 +257,7 @@ impl Heartbeat {
         if !reader.bytes.is_empty() {
             return Err(DecodeError::Trailing);
         }
-        let (goodbye, sparse) = (has(FLAG_GOODBYE), has(FLAG_SPARSE));
+        let (goodbye, sparse, asks) = (has(FLAG_GOODBYE), has(FLAG_SPARSE), has(FLAG_ASKS));
         Ok(Heartbeat {
             sequence,
             sent_at,
@@ -264,6 +268,7 @@ impl Heartbeat {
             hears,
             goodbye,
             sparse,
+            asks,
             rumours,
             rider,
         })
@@ -481,11 +486,11 @@ mod tests {
         let micros = 0..u64::MAX / 1_000;
         let echo = proptest::option::of((micros.clone(), any::<u32>()));
         let rumours = proptest::collection::vec(rumours(), 0..=RUMOURS_MAX);
-        let numbers = (any::<u64>(), micros, any::<u16>(), any::<u64>(), any::<u8>(), any::<[bool; 2]>());
+        let numbers = (any::<u64>(), micros, any::<u16>(), any::<u64>(), any::<u8>(), any::<[bool; 3]>());
         let options = (proptest::option::of(any::<u64>()), echo, proptest::option::of(riders()));
         (numbers, options, rumours).prop_map(
             |(
-                (sequence, sent_at, interval_ms, challenge, hears, [goodbye, sparse]),
+                (sequence, sent_at, interval_ms, challenge, hears, [goodbye, sparse, asks]),
                 (boot, echo, rider),
                 rumours,
             )| {
@@ -504,6 +509,7 @@ mod tests {
                     hears,
                     goodbye,
                     sparse,
+                    asks,
                     rumours,
                     rider,
                 }

@@ -422,6 +422,7 @@ fn empty_heartbeat() -> Heartbeat {
         hears: 0,
         goodbye: false,
         sparse: false,
+        asks: false,
         rumours: Vec::new(),
         rider: None,
     }

@@ -139,6 +139,12 @@ impl Claims {
         rumours
     }
 
+    /// Forgets what others said: this node was away, and what changed meanwhile may never have reached it.
+    pub(super) fn forget_others(&mut self, own: NodeId) {
+        self.held.retain(|_, held| held.rumour.observer == own);
+        self.recount();
+    }
+
     /// Says everything once more: somebody new listens.
     pub(super) fn repeat_all(&mut self) {
         for held in self.held.values_mut() {
@@ -162,6 +168,10 @@ impl Claims {
         for rumour in stale {
             self.say(now, own, rumour.subject, rumour.incarnation, rumour.claim);
         }
+        self.recount();
+    }
+
+    fn recount(&mut self) {
         self.waiting = self.waiting.min(self.held.len());
         self.urgent = self.held.values().filter(|held| held.urgent).count();
     }

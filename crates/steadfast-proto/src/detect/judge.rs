@@ -71,6 +71,7 @@ impl Detector {
                 peer.deaf_since = None;
             }
             self.bench.release(now, &self.members);
+            self.was_away(now);
         }
     }
 
@@ -381,7 +382,7 @@ mod tests {
     use super::super::{Members, Settings};
     use super::*;
     use crate::ids::Incarnation;
-    use crate::wire::Heartbeat;
+    use crate::wire::{Heartbeat, Rumour};
 
     const BOOT: u64 = 7;
     const PEER: NodeId = NodeId(2);
@@ -410,6 +411,7 @@ mod tests {
             hears: 1,
             goodbye: false,
             sparse: false,
+            asks: false,
             rumours: Vec::new(),
             rider: None,
         }
@@ -440,5 +442,99 @@ mod tests {
         assert!(!detector.is_suspected(PEER));
         let timeout = detector.peers.get(&PEER).map(|peer| peer.timeout.current());
         assert_eq!(timeout, Some(Settings::default().timeout.initial));
+    }
+
+    #[test]
+    fn who_was_away_forgets_what_others_said_and_asks_before_it_concludes_anything() {
+        let mut detector = detector();
+        for peer in [2, 3] {
+            detector.heard(at(20), NodeId(peer), Incarnation(1), NetworkId(0), at(20), &heartbeat());
+        }
+        detector.beat(at(30));
+        detector.paused(at(2_030), Duration::from_secs(2));
+        // It finds in its queue what was said long ago, and taken back since.
+        let claim = Claim::Down { why: Why::Silent, last_sequence: 1, silent_ms: 300 };
+        let (observer, subject) = (NodeId(3), PEER);
+        let rumour = Rumour { observer, subject, incarnation: Incarnation(1), version: 1 << 32, claim };
+        let old = Heartbeat { sequence: 5, rumours: vec![rumour], ..heartbeat() };
+        detector.heard(at(2_031), NodeId(3), Incarnation(1), NetworkId(0), at(2_031), &old);
+        let mut out = Output::default();
+        detector.conclude(at(2_031), &mut out);
+        assert!(detector.away.is_some() && detector.condemned(at(2_400)).is_empty());
+        detector.look(at(2_081), &mut out);
+        assert!(detector.suspects_of(NodeId(3)).is_empty(), "forgotten");
+        let asks = |beats: Option<Vec<(NodeId, NetworkId, Heartbeat)>>| {
+            beats.unwrap().iter().all(|beat| beat.2.asks)
+        };
+        assert!(
+            asks(detector.beat(at(2_131)))
+                && asks(detector.beat(at(2_231)))
+                && !asks(detector.beat(at(2_331)))
+        );
+        for peer in [2, 3] {
+            let fresh = Heartbeat { sequence: 6, ..heartbeat() };
+            detector.heard(at(2_335), NodeId(peer), Incarnation(1), NetworkId(0), at(2_335), &fresh);
+        }
+        detector.look(at(2_341), &mut out);
+        assert!(detector.away.is_none());
+        assert!(detector.verdicts().is_empty(), "{out:?}");
+    }
+
+    #[test]
+    fn who_is_asked_says_everything_again() {
+        let mut detector = detector();
+        for peer in [2, 3] {
+            detector.heard(at(20), NodeId(peer), Incarnation(1), NetworkId(0), at(20), &heartbeat());
+        }
+        assert!(refused(&mut detector, at(30)));
+        let said = |detector: &mut Detector, ms| {
+            detector.beat(at(ms)).unwrap().iter().any(|(_, _, beat)| !beat.rumours.is_empty())
+        };
+        for beat in 0..3 {
+            assert!(said(&mut detector, 100 + beat * 100));
+        }
+        assert!(!said(&mut detector, 400));
+        let asking = Heartbeat { sequence: 2, asks: true, ..heartbeat() };
+        detector.heard(at(410), NodeId(3), Incarnation(1), NetworkId(0), at(410), &asking);
+        assert!(said(&mut detector, 500));
+    }
+
+    #[test]
+    fn a_stall_is_as_long_as_the_silence_and_not_as_the_distrust_after_it() {
+        let mut detector = detector();
+        let stalled = Verdict {
+            class: Class::ProcessStalled,
+            subject: Subject::Node(PEER),
+            since: at(1_000),
+            evidence: Vec::new(),
+        };
+        detector.verdicts.insert(stalled.subject.clone(), stalled);
+        let stall_limit = Settings::default().stall_limit;
+        detector.heard(at(9_000), PEER, Incarnation(1), NetworkId(0), at(9_000), &heartbeat());
+        assert!(detector.condemned(at(1_001) + stall_limit).is_empty(), "it spoke meanwhile");
+        assert!(detector.condemned(at(9_001) + stall_limit).contains_key(&PEER));
+        let again = Heartbeat { sequence: 2, ..heartbeat() };
+        let now = at(9_001) + stall_limit;
+        detector.heard(now, PEER, Incarnation(1), NetworkId(0), now, &again);
+        assert!(detector.condemned(now).is_empty(), "it speaks now");
+    }
+
+    #[test]
+    fn a_lossy_link_is_well_again_after_two_seconds_without_loss() {
+        let mut detector = detector();
+        let mut states = Vec::new();
+        for beat in 1..=80_u64 {
+            let now = at(beat * 100);
+            if ![40, 42, 55].contains(&beat) {
+                let heartbeat = Heartbeat { sequence: beat, ..heartbeat() };
+                detector.heard(now, PEER, Incarnation(1), NetworkId(0), now, &heartbeat);
+            }
+            detector.look(now, &mut Output::default());
+            states.push(detector.peers.get(&PEER).unwrap().arrivals.get(&NetworkId(0)).unwrap().state);
+        }
+        let degraded: Vec<usize> =
+            (1..=80).filter(|beat| states.get(beat - 1) == Some(&LinkState::Degraded)).collect();
+        assert_eq!((degraded.first(), degraded.last()), (Some(&43), Some(&64)), "{degraded:?}");
+        assert_eq!(degraded.len(), 22, "without a gap: {degraded:?}");
     }
 }

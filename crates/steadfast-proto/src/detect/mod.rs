@@ -89,6 +89,12 @@ const URGENT_GAP: Duration = Duration::from_millis(1);
 /// After how many beats of silence the kernel is asked about a peer.
 const PROBE_BEATS: f64 = 1.5;
 
+/// After so many beats without running, this node may have missed what was said.
+const AWAY_MIN_BEATS: u32 = 3;
+
+/// In how many beats it asks for what it missed.
+const ASKING_BEATS: u8 = 2;
+
 /// How many slow contacts get a heartbeat in one turn.
 const SLOW_AT_ONCE: usize = 8;
 
@@ -191,6 +197,18 @@ pub struct Detector {
     /// Whether claims changed since verdicts were last formed.
     unjudged: bool,
     requested: Option<Time>,
+    away: Option<Away>,
+    /// In how many more beats it asks the others to say everything again.
+    asking: u8,
+}
+
+/// What follows a time in which this node did not run, or heard nobody: it may have missed what was said, so it forgets,
+/// asks, and concludes nothing until it is answered.
+#[derive(Clone, Copy, Debug)]
+struct Away {
+    /// When what had waited for it has been read, all of the past.
+    forget_at: Option<Time>,
+    until: Time,
 }
 
 impl Detector {
@@ -229,6 +247,8 @@ impl Detector {
             next_tidy: now,
             unjudged: false,
             requested: None,
+            away: None,
+            asking: 0,
         }
     }
 
@@ -293,7 +313,7 @@ impl Detector {
         if peer.suspicion.is_some() {
             self.next_look = now;
         }
-        if is_first {
+        if is_first || heartbeat.asks {
             // It may have missed what was said before it came.
             self.claims.repeat_all();
         }
@@ -347,6 +367,30 @@ impl Detector {
         for peer in self.peers.values_mut() {
             peer.paused(now, lag);
         }
+        if lag >= self.settings.interval * AWAY_MIN_BEATS {
+            self.was_away(now);
+        }
+    }
+
+    pub(super) fn was_away(&mut self, now: Time) {
+        let interval = self.settings.interval;
+        self.away =
+            Some(Away { forget_at: Some(now + interval / 2), until: now + interval * AWAY_MIN_BEATS });
+        self.next_look = now;
+    }
+
+    /// Whether this node still waits to be told what it missed.
+    fn is_away(&mut self, now: Time) -> bool {
+        let Some(away) = &mut self.away else { return false };
+        if away.forget_at.is_some_and(|at| now >= at) {
+            away.forget_at = None;
+            self.claims.forget_others(self.own);
+            self.asking = ASKING_BEATS;
+        }
+        if now >= away.until {
+            self.away = None;
+        }
+        self.away.is_some()
     }
 
     /// Forms opinions at `now`, if it is time to: nothing may wait to be handed over.
@@ -361,14 +405,16 @@ impl Detector {
             self.judge_peers(now, out);
             self.next_look = self.when_to_look(now);
         }
-        if self.unjudged || self.bench.is_pending() {
+        if self.is_away(now) {
+            self.next_look = self.next_look.min(now + self.settings.interval / 4);
+        } else if self.unjudged || self.bench.is_pending() {
             self.judge_claims(now, out);
         }
     }
 
     /// Forms verdicts now if claims changed: what others say need not wait for what is still to be handed over.
     pub fn conclude(&mut self, now: Time, out: &mut Output) {
-        if self.unjudged {
+        if self.unjudged && self.away.is_none() {
             self.judge_claims(now, out);
         }
     }
@@ -396,6 +442,8 @@ impl Detector {
         }
         let is_slow_turn = self.sequence.is_multiple_of(self.settings.slow_every);
         let rumours = self.claims.next_rumours();
+        let asks = self.asking > 0;
+        self.asking = self.asking.saturating_sub(1);
         let hidden = is_planted(Flaw::IntervalNotAdvertised);
         let interval = if hidden { self.settings.interval } else { self.interval };
         let interval_ms = u16::try_from(interval.as_millis()).unwrap_or(u16::MAX);
@@ -430,6 +478,7 @@ impl Detector {
                     hears,
                     goodbye: false,
                     sparse: pace == Pace::Slow,
+                    asks,
                     rumours: rumours.clone(),
                     rider: None,
                 };
@@ -546,16 +595,23 @@ impl Detector {
     /// class calls for. Nobody while a case is doubtful, so that a group that dies together is removed in one view.
     #[must_use]
     pub fn condemned(&self, now: Time) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
-        if self.bench.is_open(now, self.settings.interval * 3) {
+        if self.away.is_some() || self.bench.is_open(now, self.settings.interval * 3) {
             return BTreeMap::new();
         }
         let mut condemned = BTreeMap::new();
         let (interval, newest) =
             (self.settings.interval, self.downs().map(|(_, verdict)| verdict.since).max());
         for (node, verdict) in self.downs() {
+            let peer = self.peers.get(&node).filter(|peer| peer.sequence.is_some());
+            // One that behaves again is distrusted for a while; that is no reason to remove it.
+            let is_heard = peer.is_some_and(|peer| now.since(peer.fresh_at) <= peer.interval * 3);
+            if is_heard && verdict.class != Class::NodeIsolated {
+                continue;
+            }
+            let silent_since = peer.map_or(Time::ZERO, |peer| peer.fresh_at);
             let due = match verdict.class {
                 Class::ProcessCrashed => verdict.since + self.settings.crash_grace,
-                Class::ProcessStalled => verdict.since + self.settings.stall_limit,
+                Class::ProcessStalled => verdict.since.max(silent_since) + self.settings.stall_limit,
                 // Those that die together fall silent within one beat of each other: the last one ends the wait.
                 Class::HostDead
                 | Class::NodeIsolated

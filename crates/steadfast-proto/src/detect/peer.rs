@@ -39,6 +39,9 @@ const SLOW_MIN: Duration = Duration::from_millis(30);
 const QUICK_BEATS: u32 = 10;
 const QUICK_MISSING: u32 = 2;
 
+/// A link that loses much is well again only after so many beats with fewer missing: losses come in clusters.
+const CALM_BEATS: u32 = 2 * QUICK_BEATS;
+
 /// A link that lost something within so many beats is given more time before it is called silent.
 const LOSS_MEMORY_BEATS: u32 = 40;
 
@@ -369,10 +372,10 @@ impl Arrival {
         now > missed_at.max(self.fresh_at + interval.mul_f64(LINK_SILENCE_MIN_BEATS))
     }
 
-    /// Whether it loses much, by the whole window or by its last second.
+    /// Whether it loses much, by the whole window or by its last second; by the last two if it did before.
     fn is_lossy(&self) -> bool {
-        self.loss_permille() > DEGRADED_LOSS_PERMILLE
-            || self.loss.recent(QUICK_BEATS).missing() >= QUICK_MISSING
+        let beats = if self.state == LinkState::Degraded { CALM_BEATS } else { QUICK_BEATS };
+        self.loss_permille() > DEGRADED_LOSS_PERMILLE || self.loss.recent(beats).missing() >= QUICK_MISSING
     }
 
     /// The share of heartbeats lost lately, in thousandths; zero while too few were sent to tell.

@@ -179,12 +179,12 @@ impl Bench {
     /// Everything that the claims prove now. `before` is what was concluded last.
     pub(super) fn judge(&mut self, case: &Case<'_>, before: &BTreeMap<Subject, Verdict>) -> Findings {
         let mut findings = Findings::new();
-        self.judge_nodes(case, &mut findings);
+        self.judge_nodes(case, before, &mut findings);
         self.judge_networks(case, before, &mut findings);
         findings
     }
 
-    fn judge_nodes(&mut self, case: &Case<'_>, findings: &mut Findings) {
+    fn judge_nodes(&mut self, case: &Case<'_>, before: &BTreeMap<Subject, Verdict>, findings: &mut Findings) {
         let accused = accusations(case);
         let mut reached = BTreeMap::new();
         let mut doubtful = BTreeMap::new();
@@ -203,7 +203,15 @@ impl Bench {
                 continue;
             }
             let since = *self.reached.get(subject).unwrap_or(&case.now);
-            let class = class_of(accusers);
+            let mut class = class_of(accusers);
+            // While accusers take it back one by one, what is left of them does not make it worse.
+            let silent = accusers.len() - count_of(accusers, Why::Stalled);
+            let was_stalled = before
+                .get(&Subject::Node(*subject))
+                .is_some_and(|verdict| verdict.class == Class::ProcessStalled);
+            if class == Class::HostDead && was_stalled && silent < high {
+                class = Class::ProcessStalled;
+            }
             let known = self.convicted.contains(subject);
             let refuted = class != Class::ProcessCrashed && is_refuted(case, &accused, *subject);
             let is_certain = class == Class::ProcessCrashed
