@@ -47,7 +47,7 @@ use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
 use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
-use steadfast_proto::catalog::{Key, NodeRow};
+use steadfast_proto::catalog::{Intent, Key, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -324,8 +324,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
 /// in, and that nobody disputes, takes that place for its own.
 async fn settle_place(identity: &mut Identity, peers: &Peers, others: &[NodeId]) -> Result<(), Failure> {
     let moved = identity.moved_from().is_some();
-    let undisputed =
-        catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
+    let undisputed = catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
     if moved && undisputed && !others.is_empty() {
         identity.accept_move().map_err(|error| state::identity_failure(&error))?;
     }
@@ -380,6 +379,9 @@ fn parts(opened: &Opened, config: &Config, worker: worker::Worker) -> Result<Par
         boot,
         networks: Vec::new(),
         detect: config.detect.clone(),
+        probation: config.probation.clone(),
+        intent: if config.standby { Intent::Standby } else { Intent::Join },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_unix_ms: u64::try_from(unix.saturating_sub(since_boot).as_millis()).unwrap_or_default(),
     };
     Ok(Parts {
