@@ -173,7 +173,9 @@ impl Scenario {
             networks_only,
             probation: probation::Settings {
                 seen: Duration::from_millis(300),
-                clean: Duration::from_millis(draw(random, &[500, 1_000, 3_000])),
+                // Where a network loses something all the time, a longer time without loss would never come.
+                clean: Duration::from_millis(if calm { draw(random, &[500, 1_000, 3_000]) } else { 300 }),
+                loss_permille_max: 500,
                 ..probation::Settings::default()
             },
         };

@@ -4,6 +4,7 @@
 //! by the core (`steadfast_proto::node`), what containers do by `steadfast-container`. Read `worker` for how jobs are
 //! carried out and `verbs` for what users can ask.
 
+mod duties;
 mod addresses;
 pub(crate) mod admit;
 mod catalog;
@@ -472,6 +473,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
     let (rows, peers, id) = (agent.rows.clone(), agent.peers.clone(), agent.id);
     let keys = agent.keys.clone();
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
+    tokio::spawn(Arc::clone(agent).tend_voters());
     tokio::spawn(async move {
         let mut watch =
             rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);

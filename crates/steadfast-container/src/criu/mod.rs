@@ -87,7 +87,7 @@ pub(crate) struct Subject<'a> {
 }
 
 /// Freezes the container, while CRIU still holds its processes.
-pub(crate) type Hold = dyn Fn() -> io::Result<()> + Sync;
+pub(crate) type Hold<'a> = dyn Fn() -> io::Result<()> + Sync + 'a;
 
 /// How a container is imaged and brought back.
 pub(crate) trait Engine {
@@ -99,7 +99,7 @@ pub(crate) trait Engine {
         into: &Path,
         pids: &(dyn Fn() -> Vec<u32> + Sync),
         lapsed: &(dyn Fn() -> bool + Sync),
-        hold: Option<&Hold>,
+        hold: Option<&Hold<'_>>,
     ) -> Result<Capture, CheckpointError>;
 
     /// Brings the program back from `image`; its output goes to the given pipes. Returns when it may run.
@@ -174,7 +174,7 @@ impl Engine for Criu {
         into: &Path,
         pids: &(dyn Fn() -> Vec<u32> + Sync),
         lapsed: &(dyn Fn() -> bool + Sync),
-        hold: Option<&Hold>,
+        hold: Option<&Hold<'_>>,
     ) -> Result<Capture, CheckpointError> {
         prepare_image_folder(into)?;
         let captured = write_image(subject, into, pids, lapsed, hold);
@@ -235,7 +235,7 @@ fn write_image(
     into: &Path,
     pids: &(dyn Fn() -> Vec<u32> + Sync),
     lapsed: &(dyn Fn() -> bool + Sync),
-    hold: Option<&Hold>,
+    hold: Option<&Hold<'_>>,
 ) -> Result<Capture, CheckpointError> {
     let Subject { layout, tools, .. } = subject;
     let began = Instant::now();

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     cgroup, clock,
-    criu::{CheckpointError, Criu, Engine, Subject},
+    criu::{CheckpointError, Criu, Engine, Hold, Subject},
     fence::{Act, Fence, Posture},
     protocol::{Event, Exit, Prepared, Reply, Request, State, Status, encode_line},
     sys,
@@ -473,7 +473,7 @@ impl Shim {
                 held.store(true, Ordering::SeqCst);
                 parts.group.freeze()
             };
-            let hold: Option<&Hold> = if hold { Some(&hold_still) } else { None };
+            let hold: Option<&Hold<'_>> = if hold { Some(&hold_still) } else { None };
             let lapsed = || lapses.load(Ordering::SeqCst) != began;
             let captured = Criu.capture(&subject, &into, &pids, &lapsed, hold);
             let reply = captured.map_or_else(Reply::Uncaptured, Reply::Captured);
