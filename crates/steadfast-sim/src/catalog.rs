@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_proto::catalog::{Change, ClusterRow, ContainerRow, Key, NodeRow, View, ViewRecord};
+use steadfast_proto::catalog::{
+    Change, ClusterRow, ContainerRow, DrainRow, Key, NodeRow, ProbationRow, View, ViewRecord,
+};
 use steadfast_proto::ids::{ClusterId, ContainerId, Incarnation, ViewId};
 use steadfast_proto::node::{Input, Proposal, Row};
 
@@ -61,6 +63,31 @@ impl Catalog {
             | Change::Probation(..)
             | Change::Drain(..) => None,
         })
+    }
+
+    /// The nodes that are to hand their duties over, or have.
+    pub(crate) fn drains(&self) -> impl Iterator<Item = &DrainRow> {
+        self.rows.values().filter_map(|(_, change)| match change {
+            Change::Drain(_, row) => row.as_ref(),
+            Change::Node(..)
+            | Change::Cluster(_)
+            | Change::View(_)
+            | Change::Container(..)
+            | Change::Probation(..) => None,
+        })
+    }
+
+    /// The candidates that are not eliminated.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &ProbationRow> {
+        let rows = self.rows.values().filter_map(|(_, change)| match change {
+            Change::Probation(_, row) => row.as_ref(),
+            Change::Node(..)
+            | Change::Cluster(_)
+            | Change::View(_)
+            | Change::Container(..)
+            | Change::Drain(..) => None,
+        });
+        rows.filter(|row| row.eliminated.is_none())
     }
 
     pub(crate) fn node_rows(&self) -> impl Iterator<Item = &NodeRow> {

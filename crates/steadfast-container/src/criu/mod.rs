@@ -284,14 +284,8 @@ fn write_image(
     if lapsed() {
         return Err(CheckpointError::Lapsed);
     }
-    if let Some(vetoed) = outcome.vetoed {
-        return Err(CheckpointError::Refused(vetoed));
-    }
-    if !outcome.success {
-        let log = layout.criu_dir().join("dump.log");
-        let reason = reason::explain(&log, &layout.runc_log());
-        let findings = preflight(&pids(), true).unwrap_or_default();
-        return Err(CheckpointError::Refused(reason::with_findings(&findings, reason)));
+    if let Some(refusal) = refusal(&outcome, layout, pids) {
+        return Err(CheckpointError::Refused(refusal));
     }
     let stats = layout.criu_dir().join("stats-dump");
     let frozen_us = rpc::frozen_us(&fs::read(&stats).map_err(system("reading", stats.clone()))?).unwrap_or(0);
@@ -304,6 +298,16 @@ fn write_image(
         criu_version: version,
         cpu: cpu(),
     })
+}
+
+/// Why a dump that was served made no image.
+fn refusal(outcome: &relay::Outcome, layout: &Layout, pids: &dyn Fn() -> Vec<u32>) -> Option<String> {
+    if outcome.vetoed.is_some() || outcome.success {
+        return outcome.vetoed.clone();
+    }
+    let reason = reason::explain(&layout.criu_dir().join("dump.log"), &layout.runc_log());
+    let findings = preflight(&pids(), true).unwrap_or_default();
+    Some(reason::with_findings(&findings, reason))
 }
 
 fn prepare_image_folder(into: &Path) -> Result<(), CheckpointError> {

@@ -339,7 +339,7 @@ impl Node {
                 self.bring(id, Job::Start(Box::new(row.clone())), row.epoch, out)
             }
             (None, ContainerState::Recovering) => match row.restore_from() {
-                Some(_) if recovery::holders_are_away(&row, &self.member_ids()) => {}
+                Some(_) if recovery::holders_are_away(&row, &self.holder_ids()) => {}
                 Some(checkpoint) if !checkpoint.copies.is_empty() => {
                     self.bring(id, Job::Restore(Box::new(row.clone())), row.epoch, out);
                 }
@@ -348,7 +348,7 @@ impl Node {
             (Some(Phase::Up), _) => self.tend_up(now, id, &row, out),
             (Some(Phase::Ended(exit)), _) => self.tend_ended(now, &row, exit, out),
             (Some(Phase::Broken(reason)), _) => {
-                let next = recovery::failed(&row, &self.member_ids(), &self.takers(), &reason);
+                let next = recovery::failed(&row, &self.holder_ids(), &self.takers(), &reason);
                 self.commit(now, next, out);
             }
             (Some(Phase::Bringing(_) | Phase::Ending | Phase::Destroying(_)), _)
@@ -520,7 +520,7 @@ impl Node {
 
     /// Proposes the recovery of `row`, if one can be planned.
     fn plan(&mut self, now: Time, row: &ContainerRow, after_loss: bool, out: &mut Batch) {
-        match recovery::recover(row, &self.member_ids(), &self.takers(), after_loss) {
+        match recovery::recover(row, &self.holder_ids(), &self.takers(), after_loss) {
             Plan::Commit(next) => {
                 self.commit(now, *next, out);
             }

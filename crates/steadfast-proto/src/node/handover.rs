@@ -108,6 +108,13 @@ impl Node {
             || leaves_own.is_some_and(|new| !latest.copies.contains(&new) && self.is_taking(new))
     }
 
+    /// The nodes from which copies can be had: the members, and the candidates that copies have been put on.
+    pub(super) fn holder_ids(&self) -> BTreeSet<NodeId> {
+        let mut all = self.member_ids();
+        all.extend(self.evaluated());
+        all
+    }
+
     /// Whether `new` is there to take duties over.
     fn is_taking(&self, new: NodeId) -> bool {
         self.evaluated().contains(&new)
