@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf};
 
 use common::{
     DRIFT_NS, Leases, World, create, eventually, exec, isolated, output, shell, spec, wait_output,
-    wait_running,
+    wait_running, wait_state,
 };
 use steadfast_container::{
     CheckpointError, Container, FREEZE_MAX_NS, Host, Obstacle, RestoreMode, Spec, State, Volume, boottime_ns,
@@ -76,6 +76,39 @@ fn redis_keeps_its_data_on_another_host() {
         wait_running(&container);
         assert_eq!(exec(&container, &["redis-cli", "get", "answer"]), "44\n");
         container.destroy().unwrap();
+    });
+}
+
+#[test]
+fn what_is_held_still_stays_as_it_is_in_the_image_whatever_its_lease_until_it_is_let_go() {
+    isolated(|world| {
+        let (a, b) = (world.host("a"), world.host("b"));
+        let spec = shell("counter", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.001; done");
+        let container = create(&a, "c1", 1, &spec);
+        let _leases = Leases::keep(&container);
+        wait_output(&container, "20");
+        wait_running(&container);
+        let (first, second) = (image(&a, "one"), image(&a, "two"));
+        container.checkpoint(&first, true).unwrap();
+        // Leases go on to come, longer than one lasts: none of them moves it.
+        let last = || output(&container).last().unwrap().parse::<u64>().unwrap();
+        let held = last();
+        let status = wait_state(&container, |state| *state == State::Frozen);
+        assert!(status.held && last() == held, "{} after {held}", last());
+        container.release().unwrap();
+        wait_output(&container, &(held + 20).to_string());
+        assert!(!container.status().unwrap().held);
+        wait_running(&container);
+        container.checkpoint(&second, true).unwrap();
+        let held = last();
+        container.destroy().unwrap();
+
+        let restored = restore(&b, "c1", 2, &spec, &second, RestoreMode::Keep);
+        let _leases = Leases::keep(&restored);
+        wait_running(&restored);
+        let next: u64 = eventually("a line", || output(&restored).first().cloned()).parse().unwrap();
+        assert_eq!(next, held + 1, "nothing ran after the image");
+        restored.destroy().unwrap();
     });
 }
 

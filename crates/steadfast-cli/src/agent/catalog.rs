@@ -44,6 +44,8 @@ const TIMINGS: Timings = Timings {
     request_timeout: Duration::from_secs(5),
 };
 const ADMIT_PAUSE: Duration = Duration::from_millis(300);
+/// How often a node looks whether it still has its vote.
+const VOTE_PAUSE: Duration = Duration::from_secs(2);
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(12);
 const GREET_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -217,6 +219,10 @@ fn has_vote_for(engine: &Embedded, applicant: &NodeRow) -> bool {
         .collect();
     let view = engine.get_stale(&Key::View.encode()).1;
     let view: Option<View> = view.and_then(|row| steadfast_proto::catalog::decode_row(&row.value).ok());
+    // Who is no member yet, or no longer, follows the catalog and counts nowhere (PROTOCOLS 3.4, VM3).
+    if !view.as_ref().is_some_and(|view| view.has(applicant.id)) {
+        return false;
+    }
     // One that is away would keep its vote free for nobody.
     let is_there = |row: &NodeRow| {
         status.learners.contains_key(&row.engine_id) && view.as_ref().is_some_and(|view| view.has(row.id))
@@ -239,7 +245,8 @@ fn has_vote_for(engine: &Embedded, applicant: &NodeRow) -> bool {
     false
 }
 
-/// Asks known nodes for admission until this node votes, or holds a copy where there are voters enough.
+/// Asks known nodes for admission until this node follows the catalog, and for a vote whenever it has none and there is room:
+/// who asks is told nothing wrong, as only members get one.
 pub(crate) async fn seek_admission(
     embedded: Embedded,
     peers: Peers,
@@ -249,18 +256,22 @@ pub(crate) async fn seek_admission(
 ) {
     let request = AdmitRequest { engine_id: engine_id(own), addresses };
     let Ok(body) = serde_json::to_vec(&request) else { return };
+    let mut said = None;
     loop {
         let status = embedded.status();
-        let settled = match status.role {
-            Role::Leader | Role::Follower | Role::Candidate => true,
-            Role::Learner => {
-                status.learners.contains_key(&request.engine_id) && status.voters.len() >= VOTERS_MAX
-            }
+        let (follows, votes) = match status.role {
+            Role::Leader | Role::Follower | Role::Candidate => (true, true),
+            Role::Learner => (status.learners.contains_key(&request.engine_id), false),
             Role::Closed => return,
         };
-        if settled && (status.voters.contains_key(&request.engine_id) || status.voters.len() >= VOTERS_MAX) {
-            tracing::info!(voters = status.voters.len(), "this node takes part in the catalog");
-            return;
+        let votes = votes && status.voters.contains_key(&request.engine_id);
+        if follows && said != Some(votes) {
+            tracing::info!(voters = status.voters.len(), votes, "this node takes part in the catalog");
+            said = Some(votes);
+        }
+        if votes || (follows && status.voters.len() >= VOTERS_MAX) {
+            tokio::time::sleep(VOTE_PAUSE).await;
+            continue;
         }
         for hint in &hints {
             let Ok(node) = hint.node.parse::<NodeId>() else { continue };

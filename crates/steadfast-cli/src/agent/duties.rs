@@ -172,7 +172,7 @@ impl Agent {
             if there.count() * 2 <= engine.voters.len().saturating_sub(1) {
                 continue;
             }
-            match self.embedded.remove(over.engine_id).await {
+            match self.embedded.demote(over.engine_id).await {
                 Ok(()) => tracing::info!(node = over.name, "it votes no longer: it is no member"),
                 Err(error) => tracing::debug!(node = over.name, %error, "its vote is not taken yet"),
             }
@@ -305,6 +305,7 @@ pub(super) fn probation(status: &Status, node: NodeId) -> Option<types::Probatio
         intent: intent.to_owned(),
         replaces,
         ready: is_ready,
+        applied_unix_ms: candidate.row.applied_unix_ms,
         seconds: candidate.age.as_secs_f64(),
         evidence: evidence.collect(),
         eliminated,

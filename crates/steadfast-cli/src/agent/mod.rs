@@ -5,6 +5,7 @@
 //! carried out and `verbs` for what users can ask.
 
 mod duties;
+mod own_row;
 mod addresses;
 pub(crate) mod admit;
 mod catalog;
@@ -48,7 +49,7 @@ use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
 use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
-use steadfast_proto::catalog::{Intent, Key, NodeRow};
+use steadfast_proto::catalog::{Intent, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -461,6 +462,7 @@ fn learn_rows(rows: &Rows, own: NodeId, peers: &Peers, transport: &PeersTranspor
 /// Offers to others what needs the whole agent.
 fn offer(agent: &Arc<Agent>, services: &Services) {
     catalog::offer_admission(services, &agent.embedded);
+    own_row::offer(services, &agent.rows);
     catalog::offer_greetings(services, &agent.rows, Arc::clone(&agent.inviter.hears));
     agent.keys.offer();
     holders::offer(services, &agent.memory);
@@ -501,7 +503,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
         addresses,
         agent.id,
     ));
-    tokio::spawn(refresh_own_row(agent.rows.clone(), own));
+    tokio::spawn(own_row::refresh(agent.rows.clone(), agent.peers.clone(), own));
 }
 
 /// Where the other nodes are, by this node's copy of the catalog.
@@ -515,39 +517,6 @@ fn node_hints(rows: &Rows, own: NodeId) -> Vec<state::Hint> {
             addresses: row.addresses.iter().map(|(_, address)| *address).collect(),
         })
         .collect()
-}
-
-/// Writes this node's row anew when what it says has changed since the last start; its identity stays. A node without
-/// a row has none to write: it was removed for good, or never joined (U4).
-async fn refresh_own_row(rows: Rows, own: NodeRow) {
-    let mut said = None;
-    loop {
-        match refreshed(&rows, &own).await {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(failure) if failure.code == Code::IdentityConflict && said != Some(failure.clone()) => {
-                tracing::error!(%failure, "the cluster keeps this node's former addresses");
-                said = Some(failure);
-            }
-            Err(failure) => tracing::debug!(%failure, "this node's row is not written yet"),
-        }
-        tokio::time::sleep(WAIT_PAUSE).await;
-    }
-}
-
-/// Whether the catalog has this node's row as it should be.
-async fn refreshed(rows: &Rows, own: &NodeRow) -> Result<bool, Failure> {
-    let key = Key::Node(own.id);
-    let Some((row, version)) = rows.get::<NodeRow>(&key).await? else { return Ok(false) };
-    let mut txn = steadfast::catalog::Txn {
-        compare: vec![(key.encode(), version)],
-        puts: vec![(key.encode(), Some(rows::encode(own)?))],
-    };
-    addresses::claim(rows, &mut txn, own.id, &own.addresses, &row.addresses).await?;
-    if row == *own && txn.puts.len() == 1 {
-        return Ok(true);
-    }
-    rows.commit(txn).await.map(|reply| reply.succeeded)
 }
 
 /// Tells systemd, where there is one.

@@ -175,6 +175,8 @@ pub struct Probation {
     pub replaces: Option<String>,
     /// Whether every criterion is met.
     pub ready: bool,
+    /// When it applied, by its own clock.
+    pub applied_unix_ms: u64,
     /// For how long the answering node has known of it, in seconds.
     pub seconds: f64,
     /// How each criterion stands; empty once it is eliminated.

@@ -164,13 +164,11 @@ fn each_criterion_eliminates_for_exactly_that_reason() {
         for fault in faults {
             trial.bed.inject(fault).unwrap();
         }
-        start(spare);
         eliminated(&trial, criterion);
         spare.kill_agent().unwrap();
         trial.bed.heal_all().unwrap();
     }
     trial.bed.set_delay(SPARE, &network, Duration::from_millis(40), Duration::from_millis(2)).unwrap();
-    start(spare);
     eliminated(&trial, "delay");
     spare.kill_agent().unwrap();
     trial.bed.set_delay(SPARE, &network, Duration::ZERO, Duration::ZERO).unwrap();
@@ -181,7 +179,6 @@ fn each_criterion_eliminates_for_exactly_that_reason() {
     let poor = format!("{before}[checkpoint]\nmemory = \"8MiB\"{rest}");
     assert_ne!(lent, "8MiB");
     std::fs::write(spare.config(), poor).unwrap();
-    start(spare);
     eliminated(&trial, "memory");
     spare.kill_agent().unwrap();
 
@@ -191,8 +188,14 @@ fn each_criterion_eliminates_for_exactly_that_reason() {
     wait_ready(&trial);
 }
 
+/// Starts the spare, and waits until this life of it is eliminated for `criterion`.
 fn eliminated(trial: &Trial, criterion: &str) {
-    let found = trial.wait(&format!("an elimination for {criterion}"), || probation(trial)?.eliminated);
+    let before = probation(trial).map(|probation| probation.applied_unix_ms);
+    start(trial.bed.host(SPARE));
+    let found = trial.wait(&format!("an elimination for {criterion}"), || {
+        let probation = probation(trial).filter(|probation| Some(probation.applied_unix_ms) != before)?;
+        probation.eliminated
+    });
     assert_eq!(found.criterion, criterion, "{found:?}");
     assert!(!found.advice.is_empty());
 }

@@ -438,11 +438,14 @@ impl Shim {
 
     /// Lets what a checkpoint held go on, if its lease still lives; else the next lease does.
     fn release(&mut self) {
-        if self.held.swap(false, Ordering::SeqCst) && self.fence.posture() == Posture::Running {
+        if !self.held.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        if let Err(e) = self.parts.group.let_go() {
+            self.fail(format!("it can't be let go: {e}"));
+        }
+        if self.fence.posture() == Posture::Running {
             self.wire.open(self.fence.still_at());
-            if let Err(e) = self.parts.group.thaw() {
-                self.fail(format!("it can't be thawed: {e}"));
-            }
         }
     }
 
@@ -471,7 +474,7 @@ impl Shim {
             let pids = || parts.group.container_pids().unwrap_or_default();
             let hold_still = || {
                 held.store(true, Ordering::SeqCst);
-                parts.group.freeze()
+                parts.group.hold()
             };
             let hold: Option<&Hold<'_>> = if hold { Some(&hold_still) } else { None };
             let lapsed = || lapses.load(Ordering::SeqCst) != began;

@@ -256,6 +256,14 @@ impl Embedded {
         self.change(Change::Remove(node)).await
     }
 
+    /// Takes a member's vote; it goes on to follow. Nothing happens to one that has none.
+    ///
+    /// # Errors
+    /// [`MembershipError::WouldLoseMajority`] if the remaining voters that answer would be no majority.
+    pub async fn demote(&self, node: RaftNodeId) -> Result<(), MembershipError> {
+        self.change(Change::Demote(node)).await
+    }
+
     /// Elects a new leader now, because the detector's verdict is that `dead` is dead. Does nothing if another node leads, or if this node has no
     /// vote. Every voter may call it at the same time. A wrong verdict costs an election and no data.
     pub async fn campaign(&self, dead: RaftNodeId) {
