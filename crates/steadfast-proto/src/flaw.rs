@@ -27,6 +27,18 @@ pub enum Flaw {
     NoRefutation,
     /// What is received makes a link up, whatever the other end hears (4.6).
     ReceiveOnlyUp,
+    /// A quiesce is concluded from one wave of counters (PROTOCOLS 1.2).
+    QuiesceOneWave,
+    /// A relevant message counts as finished when it is delivered (1.2).
+    QuiesceDoneAtDelivery,
+    /// A report is given while handlers run (1.2).
+    QuiesceBusyIgnored,
+    /// A report does not wait for what is known to be on its way (1.2).
+    QuiesceNeedsIgnored,
+    /// What was sent is compared with what had been sent when the question arrived, not when the last report left (1.2).
+    QuiesceLateBaseline,
+    /// Messages of a dead participant are still processed (1.6).
+    QuiesceNoFence,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]

@@ -13,6 +13,7 @@ pub mod detect;
 pub mod links;
 pub mod catalog;
 pub mod view;
+pub mod quiesce;
 pub mod lease;
 pub mod placement;
 pub mod recovery;
