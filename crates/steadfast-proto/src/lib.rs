@@ -14,6 +14,7 @@ pub mod links;
 pub mod catalog;
 pub mod view;
 pub mod quiesce;
+pub mod group;
 pub mod lease;
 pub mod placement;
 pub mod recovery;

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{AbortReason, Batch, Event, Member, Message, QuiesceId, Reason, Settings};
-use crate::flaw::{Flaw, is_planted};
 use crate::ids::{NodeId, ViewId};
 use crate::machine::Machine;
 use crate::time::Time;
@@ -180,13 +179,7 @@ impl Coordinator {
         if self.reports.len() < self.scope.len() {
             return;
         }
-        let needs = self.outstanding();
-        let is_clean = if is_planted(Flaw::QuiesceOneWave) {
-            needs.values().all(BTreeMap::is_empty)
-        } else {
-            self.round > 0 && self.reports.values().all(|report| report.active == 0)
-        };
-        if is_clean {
+        if self.round > 0 && self.reports.values().all(|report| report.active == 0) {
             self.phase = Phase::Quiesced;
             out.events.push(Event::Quiesced { id: self.id, round: self.round });
             return;
@@ -194,7 +187,7 @@ impl Coordinator {
         if self.round >= self.settings.rounds_max {
             return self.fail(now, Reason::RoundLimit, out);
         }
-        self.needs = needs;
+        self.needs = self.outstanding();
         self.reports.clear();
         self.round += 1;
         self.patience = self.settings.retry;

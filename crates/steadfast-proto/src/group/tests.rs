@@ -1,0 +1,1 @@
+//! Scripts of a group: small worlds in which every message arrives at once.
