@@ -37,7 +37,7 @@ pub(super) struct Change {
     attempt: AttemptId,
     plan: Plan,
     survivors: BTreeSet<Member>,
-    /// Whose agreement is needed: the survivors that stay, and the candidate.
+    /// Whose agreement is needed: the coordinator, the survivors that stay, and the candidate.
     asked: BTreeSet<Member>,
     step: Step,
     quiesce: Option<Coordinator>,
@@ -116,7 +116,7 @@ impl<A: Application> Group<A> {
         if !view.has(self.me) {
             return None;
         }
-        let gone: BTreeSet<Member> = self.fenced.iter().filter(|member| view.has(**member)).copied().collect();
+        let gone = self.gone_members();
         let ready = self.probation.ready(self.log.last(), &self.settings);
         if !gone.is_empty() {
             let successor = ready.and_then(|(by, intent)| match intent {
@@ -127,16 +127,17 @@ impl<A: Application> Group<A> {
             return Some(Plan { gone, victim, by });
         }
         let (by, intent) = ready?;
+        // Who is to be replaced leaves it to the others, unless there are none.
+        let may_replace = |victim: Member| victim != self.me || view.full.len() == 1;
         match intent {
             Intent::Add => Some(Plan { gone, victim: None, by: Some(by) }),
-            // Who is to be replaced does not see to it, and another does.
             Intent::Replace(victim) if is_planted(Flaw::GroupTwoSteps) => {
                 let is_first = view.has(victim);
                 let plan = Plan { gone, victim: is_first.then_some(victim), by: (!is_first).then_some(by) };
-                (victim != self.me).then_some(plan)
+                may_replace(victim).then_some(plan)
             }
             Intent::Replace(victim) => {
-                (victim != self.me).then_some(Plan { gone, victim: Some(victim), by: Some(by) })
+                may_replace(victim).then_some(Plan { gone, victim: Some(victim), by: Some(by) })
             }
         }
     }
@@ -149,9 +150,9 @@ impl<A: Application> Group<A> {
         let survivors: BTreeSet<Member> = row.view.members().difference(&plan.gone).copied().collect();
         let mut asked = survivors.clone();
         asked.extend(plan.by);
-        plan.victim.inspect(|victim| {
-            asked.remove(victim);
-        });
+        if let Some(victim) = plan.victim.filter(|victim| *victim != self.me) {
+            asked.remove(&victim);
+        }
         // A failure view never waits for the group to be quiet, and a dead leader generates nothing.
         let is_planned = plan.by.is_some() || plan.gone.is_empty();
         let leads = row.view.leader().is_some_and(|leader| survivors.contains(&leader));

@@ -15,10 +15,13 @@ use super::{
     Application, AttemptId, Event, Input, Intent, Member, Message, Outcome, Output, RECORD_BYTES_MAX, RequestId,
     Row, Sequence, Settings, Swap,
 };
-use crate::ids::ViewId;
+use crate::ids::{Incarnation, NodeId, ViewId};
 use crate::machine::Machine;
 use crate::quiesce::{Batch, Participant, ParticipantInput};
 use crate::time::Time;
+
+/// How many nodes' failures are remembered at most.
+const FENCED_MAX: usize = 4_096;
 
 /// One process of a group, with the program that it mirrors.
 ///
@@ -41,7 +44,8 @@ pub struct Group<A> {
     pub(super) apply_at: Option<Time>,
     pub(super) assembly: Option<Assembly>,
     pub(super) participant: Participant,
-    pub(super) fenced: BTreeSet<Member>,
+    /// Per node, the newest incarnation that failed; also of nodes that may yet turn out to be members.
+    fenced: BTreeMap<NodeId, Incarnation>,
     pub(super) promises: BTreeMap<AttemptId, Promise>,
     pub(super) nudge_at: Option<Time>,
     pub(super) probation: Probation,
@@ -91,7 +95,7 @@ impl<A: Application> Group<A> {
             apply_at: None,
             assembly: None,
             participant: Participant::new(me, ViewId(0), &BTreeSet::new()),
-            fenced: BTreeSet::new(),
+            fenced: BTreeMap::new(),
             promises: BTreeMap::new(),
             nudge_at: None,
             probation: Probation::default(),
@@ -232,9 +236,11 @@ impl<A: Application> Group<A> {
         self.change = None;
         self.wanted = None;
         self.ahead.clear();
-        self.fenced.retain(|member| row.view.has(*member));
         let installed = ParticipantInput::Installed { view: row.view.id, members: row.view.members() };
         self.participant.step(now, installed, &mut Batch::default());
+        for member in self.gone_members() {
+            self.participant.fence(member);
+        }
         if row.view.has(self.me) {
             self.intent = None;
             self.apply_at = None;
@@ -305,11 +311,24 @@ impl<A: Application> Group<A> {
     pub(super) fn fence(&mut self, now: Time, member: Member, out: &mut Output) {
         self.probation.remove(member);
         self.feed.drop_candidate(member);
-        if self.row.as_ref().is_some_and(|row| row.view.has(member)) && member != self.me {
-            self.fenced.insert(member);
-            self.participant.fence(member);
+        if member.node == self.me.node || (self.fenced.len() >= FENCED_MAX && !self.fenced.contains_key(&member.node)) {
+            return;
         }
+        // It may be promoted in a view that has not been installed here yet.
+        let fenced = self.fenced.entry(member.node).or_insert(member.incarnation);
+        *fenced = (*fenced).max(member.incarnation);
+        self.participant.fence(member);
         self.gone(now, member, out);
+    }
+
+    pub(super) fn is_fenced(&self, member: Member) -> bool {
+        self.fenced.get(&member.node).is_some_and(|fenced| *fenced >= member.incarnation)
+    }
+
+    /// The full members that failed.
+    pub(super) fn gone_members(&self) -> BTreeSet<Member> {
+        let full = self.row.iter().flat_map(|row| &row.view.full);
+        full.filter(|member| self.is_fenced(**member)).copied().collect()
     }
 
     fn settle(&mut self, now: Time, out: &mut Output) {
@@ -372,7 +391,8 @@ impl<A: Application> Group<A> {
     /// How long to wait for those of lower rank among the full members without `except`.
     pub(super) fn stand_by(&self, except: &BTreeSet<Member>) -> Duration {
         let rank = self.row.as_ref().and_then(|row| row.view.rank(self.me, except));
-        self.settings.stand_by * rank.unwrap_or(u32::from(u8::MAX))
+        // Who sees to its own replacement is alone.
+        self.settings.stand_by * rank.unwrap_or(0)
     }
 }
 

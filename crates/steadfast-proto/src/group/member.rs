@@ -60,7 +60,7 @@ impl<A: Application> Group<A> {
             | Message::Abort(_) => (),
         }
         let is_member = self.row.as_ref().is_some_and(|row| row.view.has(from));
-        if is_member && !self.fenced.contains(&from) {
+        if is_member && !self.is_fenced(from) {
             self.receive_of_member(now, from, message, out);
         }
     }
@@ -236,7 +236,7 @@ impl<A: Application> Group<A> {
         if knows < row.key() || row.view.has(from) {
             out.send.push((from, Message::Install(row.clone())));
         }
-        if knows.0 != row.view.id || row.view.has(from) {
+        if knows.0 != row.view.id || row.view.has(from) || self.is_fenced(from) {
             return;
         }
         match self.probation.apply(now, from, intent, last, &row.view) {
@@ -379,7 +379,7 @@ impl<A: Application> Group<A> {
             return None;
         }
         let oldest = self.promises.values().map(|promise| promise.since).min()?;
-        let turn = if is_planted(Flaw::GroupNoRenewal) { std::time::Duration::ZERO } else { self.stand_by(&self.fenced) };
+        let turn = if is_planted(Flaw::GroupNoRenewal) { std::time::Duration::ZERO } else { self.stand_by(&self.gone_members()) };
         Some(oldest + self.settings.promise_max + turn)
     }
 }

@@ -112,11 +112,11 @@ impl Checkers {
     }
 
     /// A full member installed a view; `lost` is an acknowledged write that it does not have.
-    pub(super) fn installed(&mut self, member: Member, row: &Row, last: Sequence, digest: u64, lost: Option<u64>) {
+    pub(super) fn installed(&mut self, member: Member, row: &Row, last: Sequence, digest: Option<u64>, lost: Option<u64>) {
         if last != row.view.cut {
             self.broken("VM4", format!("{member:?} installs {:?} with {last:?}", row.view));
         }
-        let first = *self.digests.entry(row.view.id).or_insert(digest);
+        let first = digest.map(|digest| *self.digests.entry(row.view.id).or_insert(digest));
         if first != digest {
             self.broken("VIRTUAL-SYNCHRONY", format!("{member:?} installs {:?} with other records", row.view));
         }

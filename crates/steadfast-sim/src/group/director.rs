@@ -23,6 +23,10 @@ pub(super) struct Director {
     /// Processes of no use any more, each with when it ends.
     retired: Vec<(u64, Member)>,
     last_view_at: u64,
+    /// Until when writers are left alone.
+    rest_until: u64,
+    /// Until when a candidate that was killed may yet be promoted by a late swap, and nobody else may fail.
+    grace_until: u64,
     tick: u64,
 }
 
@@ -42,7 +46,8 @@ impl World {
         {
             self.director.candidate = None;
         }
-        if self.director.candidate.is_some() || self.has_failure() {
+        let is_resting = self.director.rest_until > self.now;
+        if is_resting || self.director.candidate.is_some() || self.director.kill_at.is_some() || self.has_failure() {
             return;
         }
         let mirrors = usize::try_from(view.mirrors).unwrap_or(usize::MAX);
@@ -61,6 +66,7 @@ impl World {
     pub(super) fn direct_committed(&mut self, row: &Row) {
         self.director.last_view_at = self.now;
         self.director.tick += 1;
+        self.director.rest_until = self.now + self.random.below(500 * MS);
         let view = &row.view;
         let before = self.report.views.iter().rev().nth(1).map(GroupView::members).unwrap_or_default();
         // Who left goes on for a while without knowing it.
@@ -68,14 +74,17 @@ impl World {
             let after = self.random.between(100 * MS, 1_500 * MS);
             self.director.retired.push((self.now + after, *left));
         }
-        self.director.failed.retain(|member| view.has(*member));
         let is_unasked_removal = match &view.reason {
             Reason::Failed(gone) => gone.iter().any(|member| self.process(*member).is_some() && !self.is_failed(*member)),
             Reason::Founded | Reason::Added(_) | Reason::Replaced { .. } => false,
         };
+        self.director.failed.retain(|member| view.has(*member));
         let is_replacement = matches!(view.reason, Reason::Replaced { .. });
         self.report.replaced += u32::from(is_replacement);
-        if self.plan.kills && (is_replacement || is_unasked_removal) && !self.has_failure() {
+        // Of the last one nothing would remain; a removal that nobody asked for gets no such mercy.
+        let is_survivable = view.full.len() > 1 || is_unasked_removal;
+        let is_due = (is_replacement || is_unasked_removal) && is_survivable;
+        if self.plan.kills && is_due && !self.has_failure() {
             self.director.kill_at = Some(view.id);
         }
     }
@@ -105,18 +114,20 @@ impl World {
     pub(super) fn accident(&mut self, tick: u64) {
         let view = self.register.row.view.clone();
         let mirrors = usize::try_from(view.mirrors).unwrap_or(usize::MAX);
-        if tick != self.director.tick || self.director.kill_at.is_some() || self.has_failure() {
+        let is_graced = self.director.grace_until > self.now;
+        if tick != self.director.tick || is_graced || self.director.kill_at.is_some() || self.has_failure() {
+            return;
+        }
+        // A group that is short of members would lose everything.
+        if view.full.len() < mirrors || view.full.len() < 2 {
             return;
         }
         let candidate = self.director.candidate.filter(|who| self.process(*who).is_some());
         if self.random.chance(0.3)
             && let Some(candidate) = candidate
         {
+            self.director.grace_until = self.now + 10_000 * MS;
             return self.fail(candidate, true);
-        }
-        // A group that is short of members would lose everything.
-        if view.full.len() < mirrors || view.full.len() < 2 {
-            return;
         }
         let is_killed = self.random.chance(0.6);
         if let Some(who) = self.random.pick(&view.full).copied() {

@@ -3,7 +3,7 @@
 //! A write carries a number of its own; the program remembers every number it ever applied and a digest of their order,
 //! so that a checker can tell a lost write, or one applied in another order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use steadfast_proto::group::{Application, RestoreError};
 
@@ -12,8 +12,15 @@ use steadfast_proto::group::{Application, RestoreError};
 pub(super) struct Program {
     table: BTreeMap<u16, u64>,
     seen: Vec<u64>,
-    pub(super) digest: u64,
+    /// How many records were applied.
+    count: u64,
+    digest: u64,
+    /// The digests after the newest records, each with its count.
+    recent: VecDeque<(u64, u64)>,
 }
+
+/// How many digests are remembered; more than a process applies beyond a cut in one step.
+const RECENT_MAX: usize = 1_024;
 
 impl Program {
     /// The record that writes `id` under a key that many writes share.
@@ -28,6 +35,18 @@ impl Program {
             (missing != 0).then(|| index as u64 * 64 + u64::from(missing.trailing_zeros()))
         });
         missing
+    }
+
+    /// The digest of the first `count` records, if it is remembered.
+    pub(super) fn digest_after(&self, count: u64) -> Option<u64> {
+        self.recent.iter().rev().find(|(after, _)| *after == count).map(|(_, digest)| *digest)
+    }
+
+    fn remember(&mut self) {
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((self.count, self.digest));
     }
 }
 
@@ -47,11 +66,14 @@ impl Application for Program {
         let before = self.table.insert(u16::try_from(id % 97).expect("below 97"), id);
         insert(&mut self.seen, id);
         self.digest = (self.digest ^ id).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
+        self.count += 1;
+        self.remember();
         before.unwrap_or(0).to_le_bytes().to_vec()
     }
 
     fn snapshot(&self) -> Vec<u8> {
         let mut bytes = self.digest.to_le_bytes().to_vec();
+        bytes.extend(self.count.to_le_bytes());
         bytes.extend((self.table.len() as u64).to_le_bytes());
         for (key, value) in &self.table {
             bytes.extend(u64::from(*key).to_le_bytes());
@@ -69,6 +91,7 @@ impl Application for Program {
             return Err(error());
         }
         self.digest = words.next().ok_or_else(error)?;
+        self.count = words.next().ok_or_else(error)?;
         let rows = words.next().ok_or_else(error)?;
         self.table.clear();
         for _ in 0..rows {
@@ -77,6 +100,8 @@ impl Application for Program {
             self.table.insert(u16::try_from(key).map_err(|_| error())?, value);
         }
         self.seen = words.collect();
+        self.recent.clear();
+        self.remember();
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ use super::{Plan, Report};
 use crate::random::Random;
 
 pub(super) const MS: u64 = 1_000_000;
-const LANES: u64 = 3;
+const LANES: u64 = 8;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -305,7 +305,8 @@ impl World {
                 {
                     let program = process.application();
                     let lost = program.lacks(&self.writers.acknowledged);
-                    self.checkers.installed(me, &row, last, program.digest, lost);
+                    let digest = program.digest_after(last.0);
+                    self.checkers.installed(me, &row, last, digest, lost);
                 }
                 self.direct_installed(&row);
             }
@@ -330,7 +331,12 @@ impl World {
     fn try_write(&mut self, lane: usize) {
         let living: Vec<Member> = self.nodes.iter().filter_map(|node| Some(node.process.as_ref()?.me())).collect();
         let (request, id, leader) = self.writers.attempt(lane);
-        let to = leader.or_else(|| self.random.pick(&living).copied());
+        // Half of those who know no leader look into the catalog; the others ask anybody.
+        let to = if leader.is_none() && self.random.chance(0.5) {
+            self.register.row.view.leader()
+        } else {
+            leader.or_else(|| self.random.pick(&living).copied())
+        };
         self.push(PATIENCE, Event::Impatient { lane, request });
         if let Some(to) = to
             && !self.random.chance(self.plan.loss)
@@ -378,11 +384,11 @@ impl World {
 }
 
 pub(super) fn member(node: usize, incarnation: u64) -> Member {
-    Member { node: NodeId(node as u128 + 1), incarnation: Incarnation(incarnation) }
+    Member { node: NodeId((node as u128 + 1) << 96), incarnation: Incarnation(incarnation) }
 }
 
 pub(super) fn place(member: Member) -> usize {
-    usize::try_from(member.node.0).expect("few nodes") - 1
+    usize::try_from(member.node.0 >> 96).expect("few nodes") - 1
 }
 
 fn settings() -> Settings {
