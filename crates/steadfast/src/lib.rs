@@ -7,6 +7,7 @@
 mod buffers;
 pub mod catalog;
 pub mod envelope;
+pub mod group;
 pub mod identity;
 pub mod memory;
 pub mod net;

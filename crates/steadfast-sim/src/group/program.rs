@@ -30,11 +30,10 @@ impl Program {
 
     /// The first of `wanted`, a set of numbers as bits, that was never applied.
     pub(super) fn lacks(&self, wanted: &[u64]) -> Option<u64> {
-        let missing = wanted.iter().enumerate().find_map(|(index, bits)| {
+        wanted.iter().enumerate().find_map(|(index, bits)| {
             let missing = bits & !self.seen.get(index).copied().unwrap_or(0);
             (missing != 0).then(|| index as u64 * 64 + u64::from(missing.trailing_zeros()))
-        });
-        missing
+        })
     }
 
     /// The digest of the first `count` records, if it is remembered.
