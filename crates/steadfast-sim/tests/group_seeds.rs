@@ -33,7 +33,8 @@ fn accidents_in_the_middle_of_changes_lose_nothing_either() {
 #[test]
 fn three_mirrors_in_a_bad_network_lose_nothing() {
     for seed in 1..=100 {
-        let plan = Plan { mirrors: 3, nodes: 7, loss: 0.15, straggling: 0.1, replacements: 15, ..Plan::default() };
+        let plan =
+            Plan { mirrors: 3, nodes: 7, loss: 0.15, straggling: 0.1, replacements: 15, ..Plan::default() };
         is_sound(&plan, seed);
     }
 }

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    AbortReason, Application, AttemptId, Event, Group, GroupView, Intent, Member, Message, Output, Row, Sequence,
+    AbortReason, Application, AttemptId, Event, Group, GroupView, Intent, Member, Message, Output, Row,
+    Sequence,
 };
 use crate::flaw::{Flaw, is_planted};
 use crate::machine::Machine;
@@ -251,7 +252,8 @@ impl<A: Application> Group<A> {
 
     /// Tells somebody who still stands still for an attempt of this process what became of it.
     fn remind(&mut self, to: Member, attempt: AttemptId, out: &mut Output) {
-        let Some(row) = self.row.clone().filter(|_| attempt.by == self.me && attempt.number <= self.attempts) else {
+        let Some(row) = self.row.clone().filter(|_| attempt.by == self.me && attempt.number <= self.attempts)
+        else {
             return;
         };
         // In the same row it was given up, as it was never asked of the catalog; else it is decided.
@@ -276,7 +278,8 @@ impl<A: Application> Group<A> {
     /// What a failure means for the change under way.
     pub(super) fn gone(&mut self, now: Time, member: Member, out: &mut Output) {
         let Some(change) = &self.change else { return };
-        let is_held = matches!(change.step, Step::Quiesce | Step::Flush(_)) && change.survivors.contains(&member);
+        let is_held =
+            matches!(change.step, Step::Quiesce | Step::Flush(_)) && change.survivors.contains(&member);
         if change.asked.contains(&member) || is_held {
             self.abort(now, AbortReason::MemberGone(member), out);
             if self.change.is_none() {
@@ -296,7 +299,13 @@ impl<A: Application> Group<A> {
         }
     }
 
-    pub(super) fn coordinate(&mut self, now: Time, from: Member, message: quiesce::Message, out: &mut Output) {
+    pub(super) fn coordinate(
+        &mut self,
+        now: Time,
+        from: Member,
+        message: quiesce::Message,
+        out: &mut Output,
+    ) {
         self.step_quiesce(now, CoordinatorInput::Received { from, message }, out);
     }
 
@@ -353,6 +362,10 @@ impl<A: Application> Group<A> {
             return None;
         }
         let holding = change.quiesce.as_ref().and_then(Machine::deadline);
-        Some(holding.map_or(change.ask_at.min(change.give_up_at), |at| at.min(change.ask_at).min(change.give_up_at)))
+        Some(
+            holding.map_or(change.ask_at.min(change.give_up_at), |at| {
+                at.min(change.ask_at).min(change.give_up_at)
+            }),
+        )
     }
 }

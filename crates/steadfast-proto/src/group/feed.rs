@@ -83,7 +83,14 @@ impl Feed {
     }
 
     /// Notes what a peer acknowledges.
-    pub(super) fn acknowledge(&mut self, from: Member, last: Sequence, log: &Log, settings: &Settings, now: Time) {
+    pub(super) fn acknowledge(
+        &mut self,
+        from: Member,
+        last: Sequence,
+        log: &Log,
+        settings: &Settings,
+        now: Time,
+    ) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         if last > log.last() || peer.transfer.is_some() || peer.acked.is_none() {
             return;
@@ -104,7 +111,8 @@ impl Feed {
     pub(super) fn acknowledge_snapshot(&mut self, from: Member, at: Sequence, offset: u64) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let Some(transfer) = peer.transfer.as_mut().filter(|transfer| transfer.at == at) else { return };
-        let Some(offset) = usize::try_from(offset).ok().filter(|offset| *offset <= transfer.state.len()) else {
+        let Some(offset) = usize::try_from(offset).ok().filter(|offset| *offset <= transfer.state.len())
+        else {
             return;
         };
         peer.tries = 0;

@@ -57,7 +57,8 @@ impl Log {
 
     /// Records from `first` on, as many as one message carries and no more than `max`; none if they are not kept.
     pub(super) fn from(&self, first: Sequence, max: u64) -> Vec<Vec<u8>> {
-        let Some(skipped) = first.0.checked_sub(self.first().0).and_then(|skipped| usize::try_from(skipped).ok())
+        let Some(skipped) =
+            first.0.checked_sub(self.first().0).and_then(|skipped| usize::try_from(skipped).ok())
         else {
             return Vec::new();
         };
@@ -72,7 +73,8 @@ impl Log {
     }
 
     fn trim(&mut self) {
-        let is_much = |log: &Log| log.records.len() as u64 > log.retained_max || log.bytes > RETAINED_BYTES_MAX;
+        let is_much =
+            |log: &Log| log.records.len() as u64 > log.retained_max || log.bytes > RETAINED_BYTES_MAX;
         while is_much(self) && self.first() <= self.stable {
             let Some(dropped) = self.records.pop_front() else { return };
             self.bytes -= dropped.len();

@@ -12,8 +12,8 @@ use super::log::Log;
 use super::member::{Assembly, Promise};
 use super::probation::Probation;
 use super::{
-    Application, AttemptId, Event, Input, Intent, Member, Message, Outcome, Output, RECORD_BYTES_MAX, RequestId,
-    Row, Sequence, Settings, Swap,
+    Application, AttemptId, Event, Input, Intent, Member, Message, Outcome, Output, RECORD_BYTES_MAX,
+    RequestId, Row, Sequence, Settings, Swap,
 };
 use crate::ids::{Incarnation, NodeId, ViewId};
 use crate::machine::Machine;
@@ -274,7 +274,8 @@ impl<A: Application> Group<A> {
         let leader = row.view.leader();
         for (at, request, reply) in std::mem::take(&mut self.unanswered) {
             // Everything up to the cut is in the new view; what lies beyond is in none, or its view was missed.
-            let outcome = if is_next && at <= row.view.cut { Outcome::Done { at, reply } } else { Outcome::Unknown };
+            let outcome =
+                if is_next && at <= row.view.cut { Outcome::Done { at, reply } } else { Outcome::Unknown };
             out.replies.push((request, outcome));
         }
         out.replies.extend(self.parked.drain(..).map(|(request, _)| (request, Outcome::NotLeader(leader))));
@@ -311,7 +312,9 @@ impl<A: Application> Group<A> {
     pub(super) fn fence(&mut self, now: Time, member: Member, out: &mut Output) {
         self.probation.remove(member);
         self.feed.drop_candidate(member);
-        if member.node == self.me.node || (self.fenced.len() >= FENCED_MAX && !self.fenced.contains_key(&member.node)) {
+        if member.node == self.me.node
+            || (self.fenced.len() >= FENCED_MAX && !self.fenced.contains_key(&member.node))
+        {
             return;
         }
         // It may be promoted in a view that has not been installed here yet.

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use super::log::Log;
 use super::{
-    Application, AttemptId, Elimination, Event, Group, GroupView, Intent, MESSAGE_BYTES_MAX, Member, Message, Output,
-    RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, Sequence, Standing,
+    Application, AttemptId, Elimination, Event, Group, GroupView, Intent, MESSAGE_BYTES_MAX, Member, Message,
+    Output, RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, Sequence, Standing,
 };
 use crate::flaw::{Flaw, is_planted};
 use crate::ids::ViewId;
@@ -43,7 +43,9 @@ impl<A: Application> Group<A> {
     pub(super) fn receive(&mut self, now: Time, from: Member, message: Message, out: &mut Output) {
         match message {
             Message::Install(row) => return self.install(now, row, out),
-            Message::Apply { intent, knows, last } => return self.on_apply(now, from, (intent, knows, last), out),
+            Message::Apply { intent, knows, last } => {
+                return self.on_apply(now, from, (intent, knows, last), out);
+            }
             Message::FeedAck { view, last } => return self.on_feed_ack(now, from, view, last),
             Message::SnapshotAck { at, offset } => return self.feed.acknowledge_snapshot(from, at, offset),
             Message::Ack { attempt, last } => return self.on_ack(from, attempt, last, out),
@@ -186,7 +188,8 @@ impl<A: Application> Group<A> {
         if offset == 0 && self.assembly.as_ref().is_none_or(|assembly| assembly.at != at) {
             self.assembly = Some(Assembly { at, total, state: Vec::new() });
         }
-        let Some(assembly) = self.assembly.as_mut().filter(|assembly| (assembly.at, assembly.total) == (at, total))
+        let Some(assembly) =
+            self.assembly.as_mut().filter(|assembly| (assembly.at, assembly.total) == (at, total))
         else {
             return;
         };
@@ -296,7 +299,8 @@ impl<A: Application> Group<A> {
             return;
         }
         let last = self.log.last();
-        let attempts: Vec<_> = self.promises.keys().filter(|attempt| attempt.by != self.me).copied().collect();
+        let attempts: Vec<_> =
+            self.promises.keys().filter(|attempt| attempt.by != self.me).copied().collect();
         self.nudge_at = (!attempts.is_empty()).then(|| now + self.settings.retry * NUDGE);
         for attempt in attempts {
             self.post(attempt.by, Message::Ack { attempt, last }, out);
@@ -321,7 +325,14 @@ impl<A: Application> Group<A> {
         self.post(from, Message::FlushInfo { attempt, last: self.log.last() }, out);
     }
 
-    fn on_propose(&mut self, now: Time, from: Member, attempt: AttemptId, next: &GroupView, out: &mut Output) {
+    fn on_propose(
+        &mut self,
+        now: Time,
+        from: Member,
+        attempt: AttemptId,
+        next: &GroupView,
+        out: &mut Output,
+    ) {
         let is_next = next.predecessor == attempt.basis && next.id == attempt.basis.next();
         let is_asked = self.is_full() || (self.is_candidate() && next.has(self.me));
         if !self.is_current(from, attempt) || !is_next || !is_asked {
@@ -379,7 +390,11 @@ impl<A: Application> Group<A> {
             return None;
         }
         let oldest = self.promises.values().map(|promise| promise.since).min()?;
-        let turn = if is_planted(Flaw::GroupNoRenewal) { std::time::Duration::ZERO } else { self.stand_by(&self.gone_members()) };
+        let turn = if is_planted(Flaw::GroupNoRenewal) {
+            std::time::Duration::ZERO
+        } else {
+            self.stand_by(&self.gone_members())
+        };
         Some(oldest + self.settings.promise_max + turn)
     }
 }

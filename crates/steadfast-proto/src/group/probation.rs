@@ -84,7 +84,8 @@ impl Probation {
             return Err(elimination);
         }
         // A new life of the same node takes the place of its older one.
-        self.candidates.retain(|other, _| other.node != member.node || other.incarnation >= member.incarnation);
+        self.candidates
+            .retain(|other, _| other.node != member.node || other.incarnation >= member.incarnation);
         if !self.candidates.contains_key(&member) && self.candidates.len() >= PROBATION_MAX {
             return Err(Elimination::TooMany);
         }
@@ -118,10 +119,17 @@ impl Probation {
     }
 
     /// Drops who does not apply any more or has become a member, and returns whose intent the view no longer fits.
-    pub(super) fn review(&mut self, now: Time, view: &GroupView, settings: &Settings) -> Vec<(Member, Elimination)> {
-        self.candidates
-            .retain(|member, candidate| now < candidate.heard_at + settings.apply_timeout && !view.has(*member));
-        let unfit = |(member, candidate): (&Member, &Candidate)| Some((*member, fits(candidate.intent, view).err()?));
+    pub(super) fn review(
+        &mut self,
+        now: Time,
+        view: &GroupView,
+        settings: &Settings,
+    ) -> Vec<(Member, Elimination)> {
+        self.candidates.retain(|member, candidate| {
+            now < candidate.heard_at + settings.apply_timeout && !view.has(*member)
+        });
+        let unfit =
+            |(member, candidate): (&Member, &Candidate)| Some((*member, fits(candidate.intent, view).err()?));
         let unfit: Vec<_> = self.candidates.iter().filter_map(unfit).collect();
         for (member, _) in &unfit {
             self.candidates.remove(member);

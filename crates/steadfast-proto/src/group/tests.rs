@@ -221,10 +221,9 @@ fn what_does_not_fit_is_refused_with_the_reason() {
     let record = vec![0; RECORD_BYTES_MAX + 1];
     table.step(member(1), Input::Write { request: RequestId(2), record });
     assert_eq!(table.replies.pop(), Some((RequestId(2), Outcome::TooLarge)));
-    for (candidate, intent, why) in [
-        (3, Intent::Add, Elimination::GroupFull),
-        (4, Intent::Replace(member(9)), Elimination::VictimGone),
-    ] {
+    for (candidate, intent, why) in
+        [(3, Intent::Add, Elimination::GroupFull), (4, Intent::Replace(member(9)), Elimination::VictimGone)]
+    {
         table.candidate(candidate, intent);
         table.wait(200);
         assert!(table.events.contains(&(member(candidate), Event::Eliminated(why))), "{:?}", table.events);

@@ -96,7 +96,8 @@ impl GroupView {
 
     /// The position of `member` among the full members that are not in `except`.
     pub fn rank(&self, member: Member, except: &BTreeSet<Member>) -> Option<u32> {
-        let position = self.full.iter().filter(|other| !except.contains(other)).position(|other| *other == member)?;
+        let position =
+            self.full.iter().filter(|other| !except.contains(other)).position(|other| *other == member)?;
         u32::try_from(position).ok()
     }
 

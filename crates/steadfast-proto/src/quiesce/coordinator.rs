@@ -133,7 +133,8 @@ impl Coordinator {
             return None;
         }
         let drift = self.settings.lease / 100;
-        let oldest = self.scope.iter().map(|member| self.renewed.get(member).copied().unwrap_or(Time::ZERO)).min();
+        let oldest =
+            self.scope.iter().map(|member| self.renewed.get(member).copied().unwrap_or(Time::ZERO)).min();
         oldest.map(|oldest| (oldest + self.settings.lease).before(drift))
     }
 
@@ -164,7 +165,10 @@ impl Coordinator {
                 };
                 self.fail(now, reason, out);
             }
-            Message::Start { .. } | Message::Continue { .. } | Message::Hold { .. } | Message::Resume { .. } => (),
+            Message::Start { .. }
+            | Message::Continue { .. }
+            | Message::Hold { .. }
+            | Message::Resume { .. } => (),
         }
     }
 

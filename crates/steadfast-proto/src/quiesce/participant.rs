@@ -227,7 +227,8 @@ impl Participant {
         if self.newest.get(&id.initiator).is_some_and(|newest| *newest >= id.number) {
             return Err(AbortReason::LeaseLost);
         }
-        let is_right = scope.is_subset(&self.members) && scope.contains(&self.me) && scope.is_disjoint(&fenced);
+        let is_right =
+            scope.is_subset(&self.members) && scope.contains(&self.me) && scope.is_disjoint(&fenced);
         if !is_right || self.holds.len() >= HOLDS_MAX {
             return Err(AbortReason::Refused);
         }
@@ -255,14 +256,19 @@ impl Participant {
     fn answer(&mut self, id: QuiesceId, out: &mut Batch) {
         let Some(holding) = self.holds.get_mut(&id) else { return };
         if holding.answer.is_none() {
-            let has_finished = |(peer, need): (&NodeId, &u64)| self.done.get(peer).copied().unwrap_or(0) >= *need;
+            let has_finished =
+                |(peer, need): (&NodeId, &u64)| self.done.get(peer).copied().unwrap_or(0) >= *need;
             let is_idle = self.busy == 0 || is_planted(Flaw::QuiesceBusyIgnored);
             let is_met = holding.needs.iter().all(has_finished) || is_planted(Flaw::QuiesceNeedsIgnored);
             if !is_idle || !is_met {
                 return;
             }
             let within = |counts: &BTreeMap<NodeId, u64>| {
-                counts.iter().filter(|(peer, _)| holding.scope.contains(peer)).map(|(a, b)| (*a, *b)).collect()
+                counts
+                    .iter()
+                    .filter(|(peer, _)| holding.scope.contains(peer))
+                    .map(|(a, b)| (*a, *b))
+                    .collect()
             };
             let sent = total(&self.sent, &holding.scope);
             let active = if holding.round == 0 { 0 } else { sent - holding.base };

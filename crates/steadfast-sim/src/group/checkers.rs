@@ -112,13 +112,23 @@ impl Checkers {
     }
 
     /// A full member installed a view; `lost` is an acknowledged write that it does not have.
-    pub(super) fn installed(&mut self, member: Member, row: &Row, last: Sequence, digest: Option<u64>, lost: Option<u64>) {
+    pub(super) fn installed(
+        &mut self,
+        member: Member,
+        row: &Row,
+        last: Sequence,
+        digest: Option<u64>,
+        lost: Option<u64>,
+    ) {
         if last != row.view.cut {
             self.broken("VM4", format!("{member:?} installs {:?} with {last:?}", row.view));
         }
         let first = digest.map(|digest| *self.digests.entry(row.view.id).or_insert(digest));
         if first != digest {
-            self.broken("VIRTUAL-SYNCHRONY", format!("{member:?} installs {:?} with other records", row.view));
+            self.broken(
+                "VIRTUAL-SYNCHRONY",
+                format!("{member:?} installs {:?} with other records", row.view),
+            );
         }
         if let Some(id) = lost {
             self.broken("NO-LOST-WRITE", format!("{member:?} installs {:?} without write {id}", row.view));
@@ -126,10 +136,18 @@ impl Checkers {
     }
 
     /// A write is acknowledged in this view; `lasts` is what each full member has by then, as far as it lives.
-    pub(super) fn acknowledged(&mut self, at: Sequence, view: &GroupView, lasts: &[(Member, Option<Sequence>)]) {
+    pub(super) fn acknowledged(
+        &mut self,
+        at: Sequence,
+        view: &GroupView,
+        lasts: &[(Member, Option<Sequence>)],
+    ) {
         let without = lasts.iter().find(|(_, last)| last.is_some_and(|last| last < at));
         if let Some((member, last)) = without {
-            self.broken("VM3", format!("record {at:?} is acknowledged in {view:?}; {member:?} has only {last:?}"));
+            self.broken(
+                "VM3",
+                format!("record {at:?} is acknowledged in {view:?}; {member:?} has only {last:?}"),
+            );
         }
     }
 }

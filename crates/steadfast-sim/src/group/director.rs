@@ -47,7 +47,11 @@ impl World {
             self.director.candidate = None;
         }
         let is_resting = self.director.rest_until > self.now;
-        if is_resting || self.director.candidate.is_some() || self.director.kill_at.is_some() || self.has_failure() {
+        if is_resting
+            || self.director.candidate.is_some()
+            || self.director.kill_at.is_some()
+            || self.has_failure()
+        {
             return;
         }
         let mirrors = usize::try_from(view.mirrors).unwrap_or(usize::MAX);
@@ -75,7 +79,9 @@ impl World {
             self.director.retired.push((self.now + after, *left));
         }
         let is_unasked_removal = match &view.reason {
-            Reason::Failed(gone) => gone.iter().any(|member| self.process(*member).is_some() && !self.is_failed(*member)),
+            Reason::Failed(gone) => {
+                gone.iter().any(|member| self.process(*member).is_some() && !self.is_failed(*member))
+            }
             Reason::Founded | Reason::Added(_) | Reason::Replaced { .. } => false,
         };
         self.director.failed.retain(|member| view.has(*member));

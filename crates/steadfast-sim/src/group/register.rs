@@ -16,7 +16,8 @@ impl Register {
     /// Carries out a swap; the second value says whether the row changed.
     pub(super) fn swap(&mut self, swap: &Swap) -> (Swapped, bool) {
         if self.row.key() != swap.expected {
-            let outcome = if self.row == swap.next { Swapped::Done } else { Swapped::Conflict(self.row.clone()) };
+            let outcome =
+                if self.row == swap.next { Swapped::Done } else { Swapped::Conflict(self.row.clone()) };
             return (outcome, false);
         }
         self.renewals += u32::from(self.row.view.id == swap.next.view.id);

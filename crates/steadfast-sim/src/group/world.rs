@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use steadfast_proto::group::{
-    Event as Happened, Group, Input, Intent, Member, Message, Outcome, Output, Reason, RequestId, Row, Settings,
-    Standing, Swap, Swapped,
+    Event as Happened, Group, Input, Intent, Member, Message, Outcome, Output, Reason, RequestId, Row,
+    Settings, Standing, Swap, Swapped,
 };
 use steadfast_proto::ids::{Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
@@ -117,7 +117,8 @@ impl World {
         while self.report.replaced < self.plan.replacements && self.checkers.violation.is_none() {
             let Some(((at, _), event)) = self.queue.pop_first() else { break };
             self.now = at;
-            self.report.digest = (self.report.digest ^ at).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+            self.report.digest =
+                (self.report.digest ^ at).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
             self.happen(event);
             self.check_progress();
         }
@@ -170,7 +171,10 @@ impl World {
 
     /// The living process of exactly this incarnation.
     pub(super) fn process(&self, who: Member) -> Option<&Group<Program>> {
-        self.nodes.get(place(who)).and_then(|node| node.process.as_ref()).filter(|process| process.me() == who)
+        self.nodes
+            .get(place(who))
+            .and_then(|node| node.process.as_ref())
+            .filter(|process| process.me() == who)
     }
 
     fn to(&mut self, who: Member, input: Input) {
@@ -245,7 +249,8 @@ impl World {
 
     fn ask_register(&mut self, by: Member, swap: Swap) {
         let is_late = self.random.chance(self.plan.late_swaps);
-        let after = if is_late { self.random.between(500 * MS, 6_000 * MS) } else { MS + self.random.around(4 * MS) };
+        let after =
+            if is_late { self.random.between(500 * MS, 6_000 * MS) } else { MS + self.random.around(4 * MS) };
         if is_late {
             let (number, outcome) = (swap.number, Swapped::Unknown);
             self.push(1_000 * MS, Event::Swapped { to: by, number, outcome });
@@ -284,7 +289,12 @@ impl World {
         self.direct_committed(&row);
     }
 
-    fn reply(&mut self, view: &Option<steadfast_proto::group::GroupView>, request: RequestId, outcome: Outcome) {
+    fn reply(
+        &mut self,
+        view: &Option<steadfast_proto::group::GroupView>,
+        request: RequestId,
+        outcome: Outcome,
+    ) {
         if let (Outcome::Done { at, .. }, Some(view)) = (&outcome, view) {
             let last = |member: &Member| (*member, self.process(*member).map(Group::last));
             let lasts: Vec<_> = view.full.iter().map(last).collect();
@@ -329,7 +339,8 @@ impl World {
     }
 
     fn try_write(&mut self, lane: usize) {
-        let living: Vec<Member> = self.nodes.iter().filter_map(|node| Some(node.process.as_ref()?.me())).collect();
+        let living: Vec<Member> =
+            self.nodes.iter().filter_map(|node| Some(node.process.as_ref()?.me())).collect();
         let (request, id, leader) = self.writers.attempt(lane);
         // Half of those who know no leader look into the catalog; the others ask anybody.
         let to = if leader.is_none() && self.random.chance(0.5) {
@@ -375,7 +386,8 @@ impl World {
         let full = row.view.full.iter();
         for member in full.copied().collect::<Vec<_>>() {
             let lacks = |process: &Group<Program>| process.application().lacks(&self.writers.acknowledged);
-            let is_in_view = |process: &&Group<Program>| process.row().is_some_and(|own| own.key() == row.key());
+            let is_in_view =
+                |process: &&Group<Program>| process.row().is_some_and(|own| own.key() == row.key());
             if let Some(id) = self.process(member).filter(is_in_view).and_then(lacks) {
                 self.checkers.broken("NO-LOST-WRITE", format!("{member:?} ends without write {id}"));
             }

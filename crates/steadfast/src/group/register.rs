@@ -37,7 +37,9 @@ pub enum RegisterError {
 
 /// The bytes are no row of a group, or one of another version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{bytes} bytes are no row of a group: {why}; expected version {ROW_VERSION} and at most {VALUE_BYTES_MAX} bytes")]
+#[error(
+    "{bytes} bytes are no row of a group: {why}; expected version {ROW_VERSION} and at most {VALUE_BYTES_MAX} bytes"
+)]
 pub struct RowError {
     bytes: usize,
     why: String,
@@ -92,7 +94,9 @@ impl CatalogRegister {
             return Ok(first.clone());
         }
         let there = self.versioned().await?;
-        there.map(|(row, _)| row).ok_or_else(|| RegisterError::Unreachable("it was deleted meanwhile".to_owned()))
+        there
+            .map(|(row, _)| row)
+            .ok_or_else(|| RegisterError::Unreachable("it was deleted meanwhile".to_owned()))
     }
 
     async fn versioned(&self) -> Result<Option<(Row, u64)>, RegisterError> {

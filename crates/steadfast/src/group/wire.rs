@@ -46,9 +46,7 @@ async fn read(stream: TcpStream, me: Member, inputs: mpsc::Sender<Input>) {
     }
 }
 
-async fn read_frame(
-    stream: &mut BufReader<TcpStream>,
-) -> std::io::Result<Option<(Member, Member, Message)>> {
+async fn read_frame(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Member, Member, Message)>> {
     let mut magic = [0; 4];
     stream.read_exact(&mut magic).await?;
     let length = stream.read_u32().await?;
@@ -88,7 +86,8 @@ pub(super) async fn speak(
 }
 
 fn frame(from: Member, to: Member, message: &Message) -> Vec<u8> {
-    let body = postcard::to_allocvec(&(from, to, message)).expect("a message has no part that postcard can't write");
+    let body =
+        postcard::to_allocvec(&(from, to, message)).expect("a message has no part that postcard can't write");
     let length = u32::try_from(body.len()).expect("a message is far below 4 GiB");
     let mut frame = MAGIC.to_vec();
     frame.extend(length.to_be_bytes());

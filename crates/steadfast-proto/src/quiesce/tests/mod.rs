@@ -30,7 +30,8 @@ impl Table {
     fn new(nodes: u128, settings: Settings) -> Table {
         let scope: BTreeSet<Member> = (1..=nodes).map(member).collect();
         let id = QuiesceId { initiator: member(1), number: 1 };
-        let participants = scope.iter().map(|one| (*one, Participant::new(*one, ViewId(1), &scope))).collect();
+        let participants =
+            scope.iter().map(|one| (*one, Participant::new(*one, ViewId(1), &scope))).collect();
         let coordinator = Coordinator::new(settings, id, ViewId(1), scope, BTreeSet::new());
         Table { coordinator, participants, messages: 0, events: Vec::new() }
     }
@@ -205,7 +206,9 @@ fn what_others_send_is_refused_or_ignored() {
     let mut out = Batch::default();
     let participant = table.participant(2);
     let stranger = QuiesceId { initiator: member(9), number: 1 };
-    for (from, message) in [(9, start(&[1, 2], stranger)), (2, start(&[1, 2], id)), (1, start(&[1, 2, 9], id))] {
+    for (from, message) in
+        [(9, start(&[1, 2], stranger)), (2, start(&[1, 2], id)), (1, start(&[1, 2, 9], id))]
+    {
         let input = ParticipantInput::Received { from: member(from), message };
         participant.step(at(0), input, &mut out);
         assert!(participant.may_generate());

@@ -98,7 +98,8 @@ impl State {
         let mut out = Batch::default();
         let Some(coordinator) = &mut self.coordinator else { return };
         coordinator.step(Time::ZERO, input, &mut out);
-        let sent = out.send.into_iter().map(|(to, message)| Flying::Protocol { from: 1, to: to.node.0, message });
+        let sent =
+            out.send.into_iter().map(|(to, message)| Flying::Protocol { from: 1, to: to.node.0, message });
         self.flying.extend(sent);
     }
 
@@ -239,14 +240,17 @@ impl State {
             return None;
         }
         // What a dead member sent is in flight for ever where the fence does its work.
-        let counts = |relevant: &Relevant| self.crashed != Some(relevant.from) || self.would_process(relevant);
+        let counts =
+            |relevant: &Relevant| self.crashed != Some(relevant.from) || self.would_process(relevant);
         let flying = self.flying.iter().find(|flying| match flying {
             Flying::Relevant(relevant) => counts(relevant),
             Flying::Protocol { .. } => false,
         });
-        let generates = self.participants.iter().zip(1..).find(|(participant, node)| {
-            participant.may_generate() && self.crashed != Some(*node)
-        });
+        let generates = self
+            .participants
+            .iter()
+            .zip(1..)
+            .find(|(participant, node)| participant.may_generate() && self.crashed != Some(*node));
         if let Some(flying) = flying {
             return Some(format!("quiesced with {flying:?}"));
         }
@@ -299,7 +303,12 @@ fn is_sound(bounds: Bounds) {
     let explored = explore(bounds, 3_000_000);
     println!(
         "{} nodes, {} spontaneous, depth {}: {} states, {} quiesced, at most {} rounds",
-        bounds.nodes, bounds.spontaneous, bounds.depth, explored.states, explored.quiesced, explored.rounds_max
+        bounds.nodes,
+        bounds.spontaneous,
+        bounds.depth,
+        explored.states,
+        explored.quiesced,
+        explored.rounds_max
     );
     assert_eq!(explored.violation, None);
     assert!(explored.quiesced > 0);

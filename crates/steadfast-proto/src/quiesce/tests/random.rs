@@ -27,8 +27,16 @@ enum Act {
 #[derive(Clone, Debug)]
 enum Flying {
     /// The pair channel of PROTOCOLS 0.2 delivers each once; it only delays and reorders.
-    Relevant { from: usize, to: usize, leads_to: u8 },
-    Protocol { from: usize, to: usize, message: Message },
+    Relevant {
+        from: usize,
+        to: usize,
+        leads_to: u8,
+    },
+    Protocol {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
 }
 
 struct World {
@@ -111,7 +119,8 @@ impl World {
                 }
             }
             Act::Double { index } => {
-                if let Some(Flying::Protocol { from, to, message }) = self.flying.get(index % count).cloned() {
+                if let Some(Flying::Protocol { from, to, message }) = self.flying.get(index % count).cloned()
+                {
                     self.flying.push(Flying::Protocol { from, to, message });
                 }
             }
@@ -121,7 +130,8 @@ impl World {
                     self.number += 1;
                     let id = QuiesceId { initiator: member(1), number: self.number };
                     let settings = Settings { retry: RETRY, lease: LEASE, ..Settings::default() };
-                    let coordinator = Coordinator::new(settings, id, ViewId(1), self.scope(), BTreeSet::new());
+                    let coordinator =
+                        Coordinator::new(settings, id, ViewId(1), self.scope(), BTreeSet::new());
                     self.coordinator = Some(coordinator);
                     self.coordinate(CoordinatorInput::Begin);
                 }
@@ -139,7 +149,8 @@ impl World {
 
     fn wait(&mut self, duration: Duration) {
         self.now = self.now + duration;
-        if self.coordinator.as_ref().and_then(Machine::deadline).is_some_and(|deadline| deadline <= self.now) {
+        if self.coordinator.as_ref().and_then(Machine::deadline).is_some_and(|deadline| deadline <= self.now)
+        {
             self.coordinate(CoordinatorInput::Deadline);
             let deadline = self.coordinator.as_ref().and_then(Machine::deadline);
             assert!(deadline.is_none_or(|deadline| deadline > self.now));
