@@ -60,10 +60,12 @@ impl fmt::Debug for GroupConfig {
 #[error("the process of the group has ended; start it anew with a higher incarnation")]
 pub struct Ended;
 
+type Look<A> = Box<dyn FnOnce(&Group<A>) + Send>;
+
 enum Command<A> {
-    Input(Input),
+    Input(Box<Input>),
     Write(Vec<u8>, oneshot::Sender<Outcome>),
-    Look(Box<dyn FnOnce(&Group<A>) + Send>),
+    Look(Look<A>),
 }
 
 /// A running process of a group; it ends when the last handle is dropped.
@@ -106,7 +108,7 @@ impl<A: Application + Send + 'static> GroupHandle<A> {
     /// # Errors
     /// The process has ended.
     pub async fn fenced(&self, member: Member) -> Result<(), Ended> {
-        self.commands.send(Command::Input(Input::Fenced(member))).await.map_err(|_| Ended)
+        self.input(Input::Fenced(member)).await
     }
 
     /// Says how a candidate stands by the criteria that are measured outside the group.
@@ -114,7 +116,11 @@ impl<A: Application + Send + 'static> GroupHandle<A> {
     /// # Errors
     /// The process has ended.
     pub async fn evidence(&self, candidate: Member, standing: Standing) -> Result<(), Ended> {
-        self.commands.send(Command::Input(Input::Evidence { candidate, standing })).await.map_err(|_| Ended)
+        self.input(Input::Evidence { candidate, standing }).await
+    }
+
+    async fn input(&self, input: Input) -> Result<(), Ended> {
+        self.commands.send(Command::Input(Box::new(input))).await.map_err(|_| Ended)
     }
 
     /// What `look` sees in the process, between two of its steps.
@@ -180,7 +186,7 @@ async fn run<A: Application + Send + 'static>(
 impl<A: Application> Driver<A> {
     fn command(&mut self, command: Command<A>) -> Option<Input> {
         match command {
-            Command::Input(input) => Some(input),
+            Command::Input(input) => Some(*input),
             Command::Look(look) => {
                 look(&self.group);
                 None
