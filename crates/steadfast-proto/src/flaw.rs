@@ -29,6 +29,28 @@ pub enum Flaw {
     NoRefutation,
     /// What is received makes a link up, whatever the other end hears (4.6).
     ReceiveOnlyUp,
+    /// A relevant message counts as finished when it is delivered (PROTOCOLS 1.2).
+    QuiesceDoneAtDelivery,
+    /// A report is given while handlers run (1.2).
+    QuiesceBusyIgnored,
+    /// A report does not wait for what is known to be on its way (1.2).
+    QuiesceNeedsIgnored,
+    /// What was sent is compared with what had been sent when the question arrived, not when the last report left (1.2).
+    QuiesceLateBaseline,
+    /// Messages of a dead participant are still processed (1.6).
+    QuiesceNoFence,
+    /// A member is replaced in two views: one without it, then one with its successor (3.4).
+    GroupTwoSteps,
+    /// A candidate agrees to its promotion before it has everything up to the cut (3.4).
+    GroupPromoteBeforeCut,
+    /// A candidate's acknowledgement counts as a full member's (3.4).
+    GroupCandidateCounts,
+    /// A member that agreed to a cut still takes records beyond it (3.4).
+    GroupAcceptAfterAck,
+    /// Survivors of a failure do not exchange what some of them lack (3.4, 6).
+    GroupNoFlush,
+    /// A member that agreed to a change goes on after a while without making sure that the change can't be committed.
+    GroupNoRenewal,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]

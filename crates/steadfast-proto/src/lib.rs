@@ -16,6 +16,8 @@ pub mod catalog;
 pub mod domains;
 pub mod view;
 pub mod devices;
+pub mod quiesce;
+pub mod group;
 pub mod lease;
 pub mod placement;
 pub mod survival;

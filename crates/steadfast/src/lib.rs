@@ -8,6 +8,7 @@ mod buffers;
 pub mod catalog;
 pub mod devices;
 pub mod envelope;
+pub mod group;
 pub mod identity;
 pub mod memory;
 pub mod net;
