@@ -29,6 +29,10 @@ pub enum Flaw {
     NoRefutation,
     /// What is received makes a link up, whatever the other end hears (4.6).
     ReceiveOnlyUp,
+    /// Automatic names are numbered by how many devices there are, not by a counter (4.2).
+    CounterReused,
+    /// A ring of names is renamed without letting one device wait under a temporary name (4.2).
+    NoTemporaryNames,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steadfast_proto::catalog::{Change, ContainerRow, ContainerSpec, ContainerState, Desired, Restart, Root};
+use steadfast_proto::catalog::{Change, ContainerRow, ContainerSpec, ContainerState, Desired, Requirements, Restart, Root};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::{Input, Request, RequestId};
 use steadfast_proto::placement::{Candidate, recover_on, start_on};
@@ -81,6 +81,7 @@ impl World {
                 _ => Restart::Latest,
             },
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         };
         let Some(owner) = start_on(&spec, &self.user_candidates()) else { return };
         let row = ContainerRow {

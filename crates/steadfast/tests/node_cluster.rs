@@ -14,7 +14,7 @@ use steadfast::catalog::{Catalog, Embedded, RaftNodeId, Txn};
 use steadfast::identity::ClusterKey;
 use steadfast::node::{NodeHandle, Parts, QUESTIONS_MAX, Report, Unanswered, Worker, spawn};
 use steadfast_proto::catalog::{
-    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart,
+    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Requirements, Restart,
     Root, View, encode_row,
 };
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NodeId};
@@ -205,6 +205,7 @@ fn container() -> ContainerRow {
             copies: 2,
             restart: Restart::Latest,
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         },
         owner: NodeId(3),
         epoch: Epoch(1),

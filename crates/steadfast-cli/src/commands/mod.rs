@@ -9,6 +9,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod checkpoints;
 pub mod completions;
+pub mod device;
 pub mod exec;
 pub mod explain;
 pub mod init;
@@ -105,6 +106,7 @@ pub enum Verb {
     Nodes(nodes::Args),
     Links(links::Args),
     Views(views::Args),
+    Device(device::Args),
     Run(run::Args),
     Ps(ps::Args),
     Logs(logs::Args),
@@ -185,6 +187,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Nodes(args) => block_on(nodes::run(args, context))?.map(done),
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
+        Verb::Device(args) => device::run(args, context).map(done),
         Verb::Run(args) => block_on(run::run(args, context))?.map(done),
         Verb::Ps(args) => block_on(ps::run(args, context))?.map(done),
         Verb::Logs(args) => block_on(logs::run(args, context))?.map(done),

@@ -138,6 +138,7 @@ mod tests {
             "status",
             "nodes",
             "links",
+            "device",
             "run",
             "ps",
             "logs",
