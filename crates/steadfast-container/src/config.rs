@@ -216,7 +216,9 @@ pub enum SpecError {
     #[error("volume target {} is not usable; mount it below /, but not on or below /proc, /sys, /dev or /run/steadfast", .0.display())]
     VolumeTarget(PathBuf),
     /// A device's name that can't be one below `/dev/steadfast`.
-    #[error("device name {0:?} is not usable; use a letter or digit, then up to 63 letters, digits, '.', '_' or '-'")]
+    #[error(
+        "device name {0:?} is not usable; use a letter or digit, then up to 63 letters, digits, '.', '_' or '-'"
+    )]
     DeviceName(String),
     /// A limit that no program could run under.
     #[error("{field} {value} is not usable; {right}")]

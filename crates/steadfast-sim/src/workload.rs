@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steadfast_proto::catalog::{Change, ContainerRow, ContainerSpec, ContainerState, Desired, Requirements, Restart, Root};
+use steadfast_proto::catalog::{
+    Change, ContainerRow, ContainerSpec, ContainerState, Desired, Requirements, Restart, Root,
+};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::{Input, Request, RequestId};
 use steadfast_proto::placement::{Candidate, recover_on, start_on};

@@ -324,7 +324,8 @@ fn a_device_is_called_shared_once_it_is_proved_and_private_twins_never_are() {
     // A name from before the twin came leads to neither of them.
     for image in 0..2 {
         let text = format!("data{image}");
-        let row = DeviceRow { id: id(image), name: text.parse().unwrap(), added_unix_ms: 0, is_retired: false };
+        let row =
+            DeviceRow { id: id(image), name: text.parse().unwrap(), added_unix_ms: 0, is_retired: false };
         catalog.put(&DeviceKey::Device(id(image)), &row);
     }
     for one in &mut devices {

@@ -39,7 +39,8 @@ impl Agent {
         let mut devices: Vec<types::Device> =
             ids.into_iter().map(|id| self.shown_device(&known, id, &names)).collect();
         devices.sort_by(|left, right| {
-            let key = |device: &types::Device| (device.name.is_none(), device.name.clone(), device.id.clone());
+            let key =
+                |device: &types::Device| (device.name.is_none(), device.name.clone(), device.id.clone());
             key(left).cmp(&key(right))
         });
         types::DeviceReport { devices, here: self.devices.as_deref().map(|room| here(&known, room)) }
@@ -119,7 +120,10 @@ impl Agent {
         let room = self.devices.as_deref();
         let room = room.ok_or_else(|| unusable("this node takes no part in device names"))?;
         let wanted = wanted.ok_or_else(|| {
-            Failure::new(Code::DeviceNameInvalid, "automatic names are the cluster's: give a name with --local")
+            Failure::new(
+                Code::DeviceNameInvalid,
+                "automatic names are the cluster's: give a name with --local",
+            )
         })?;
         let known = stale(&self.rows);
         if let Some(row) = known.device(&id).filter(|row| !row.is_retired) {
@@ -143,9 +147,10 @@ impl Agent {
     /// The device behind an id, or behind the kernel's name for it on this node.
     async fn device_id(&self, text: &str) -> Result<DeviceId, Failure> {
         if text.contains(':') {
-            let id: DeviceId = text.parse().map_err(|error: steadfast_proto::devices::ParseDeviceError| {
-                Failure::new(Code::DeviceNameInvalid, error.to_string())
-            })?;
+            let id: DeviceId =
+                text.parse().map_err(|error: steadfast_proto::devices::ParseDeviceError| {
+                    Failure::new(Code::DeviceNameInvalid, error.to_string())
+                })?;
             if stale(&self.rows).sightings(&id).next().is_none()
                 && let Some(room) = &self.devices
             {
@@ -157,7 +162,9 @@ impl Agent {
         let Some(room) = &self.devices else {
             return Err(Failure::new(
                 Code::DeviceNotFound,
-                format!("this node looks at no block devices, so {text} says nothing here; give the device's id, or ask on a node that sees it"),
+                format!(
+                    "this node looks at no block devices, so {text} says nothing here; give the device's id, or ask on a node that sees it"
+                ),
             ));
         };
         room.look_again().await;
@@ -174,7 +181,9 @@ impl Agent {
                 let hint = did_you_mean(kernel_name, seen.keys().map(String::as_str));
                 Err(Failure::new(
                     Code::DeviceNotFound,
-                    format!("this node sees no block device {kernel_name}{hint}; `steadfast device list` shows what is seen"),
+                    format!(
+                        "this node sees no block device {kernel_name}{hint}; `steadfast device list` shows what is seen"
+                    ),
                 ))
             }
         }
@@ -237,7 +246,10 @@ where
             return Ok(row);
         }
     }
-    Err(Failure::new(Code::TimedOut, "the names of devices change faster than one could be written; try again"))
+    Err(Failure::new(
+        Code::TimedOut,
+        "the names of devices change faster than one could be written; try again",
+    ))
 }
 
 /// The rows about devices as this node has them; they may be old.
@@ -257,9 +269,9 @@ async fn read(rows: &Rows) -> Result<DeviceRows, Failure> {
     let found = found.map_err(|error| rows::catalog_failure(&error))?;
     let mut known = DeviceRows::default();
     for (key, row) in &found.rows {
-        known.learn(key, Some((row.version, &row.value[..]))).map_err(|error| {
-            Failure::new(Code::Internal, format!("the catalog's row {key}: {error}"))
-        })?;
+        known
+            .learn(key, Some((row.version, &row.value[..])))
+            .map_err(|error| Failure::new(Code::Internal, format!("the catalog's row {key}: {error}")))?;
     }
     Ok(known)
 }
@@ -280,7 +292,10 @@ fn no_such_name(known: &DeviceRows, text: &str) -> Failure {
     let live = known.devices().filter(|row| !row.is_retired);
     let names: Vec<&str> = live.map(|row| row.name.as_str()).collect();
     let hint = did_you_mean(text, names.iter().copied());
-    Failure::new(Code::DeviceNotFound, format!("no device is named {text}{hint}; `steadfast device list` shows the names"))
+    Failure::new(
+        Code::DeviceNotFound,
+        format!("no device is named {text}{hint}; `steadfast device list` shows the names"),
+    )
 }
 
 fn naming_failure(error: &NamingError) -> Failure {
@@ -317,7 +332,12 @@ fn here(known: &DeviceRows, room: &Room) -> types::DevicesHere {
         },
     });
     types::DevicesHere {
-        links: shown.report.links.iter().map(|(name, node)| (name.clone(), node.display().to_string())).collect(),
+        links: shown
+            .report
+            .links
+            .iter()
+            .map(|(name, node)| (name.clone(), node.display().to_string()))
+            .collect(),
         unidentified: unidentified.collect(),
         waiting: waiting.collect(),
         in_the_way: shown.report.in_the_way.iter().map(ToString::to_string).collect(),

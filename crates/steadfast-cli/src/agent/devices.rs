@@ -102,9 +102,9 @@ impl Room {
         };
         let (asks, asked) = mpsc::sync_channel(ASKS_MAX);
         let thread = std::thread::Builder::new().name("devices".to_owned());
-        thread
-            .spawn(move || keeper.run(&asked))
-            .map_err(|error| Failure::new(Code::DiskFailed, format!("no thread could be started: {error}")))?;
+        thread.spawn(move || keeper.run(&asked)).map_err(|error| {
+            Failure::new(Code::DiskFailed, format!("no thread could be started: {error}"))
+        })?;
         let automatic = config.devices.automatic;
         let (shown, look, scans) = (Mutex::default(), Notify::new(), watch::Sender::new(0));
         let room = Arc::new(Room { own, automatic, asks, shown, look, scans });
@@ -137,7 +137,10 @@ impl Room {
         let refused = |reason: String| Failure::new(Code::DeviceNameRefused, reason);
         let (reply, outcome) = oneshot::channel();
         self.ask(Ask::NameLocally(id, name, prefix, reply)).map_err(refused)?;
-        outcome.await.unwrap_or_else(|_| Err("the thread of device names has ended".to_owned())).map_err(refused)?;
+        outcome
+            .await
+            .unwrap_or_else(|_| Err("the thread of device names has ended".to_owned()))
+            .map_err(refused)?;
         self.look_again().await;
         Ok(())
     }
@@ -152,8 +155,7 @@ impl Room {
     async fn turn(&self, turn: Turn) -> Result<Turned, String> {
         let (reply, outcome) = oneshot::channel();
         self.ask(Ask::Turn(turn, reply))?;
-        let turned =
-            outcome.await.unwrap_or_else(|_| Err("the thread of device names has ended".to_owned()));
+        let turned = outcome.await.unwrap_or_else(|_| Err("the thread of device names has ended".to_owned()));
         let mut shown = lock(&self.shown);
         match turned {
             Ok(mut turned) => {
@@ -247,7 +249,9 @@ fn take_turn(devices: &mut Devices, own: NodeId, turn: Turn) -> Result<Turned, D
     for id in turn.challenges {
         match devices.challenge(&id) {
             Ok(number) => proofs.push((id, number)),
-            Err(error) => tracing::debug!(device = %id, %error, "no proof that the device is shared is begun"),
+            Err(error) => {
+                tracing::debug!(device = %id, %error, "no proof that the device is shared is begun")
+            }
         }
     }
     let report = match &turn.rows {
@@ -279,6 +283,7 @@ pub(super) async fn follow(room: Arc<Room>, rows: Rows) {
     loop {
         let held = follower.held();
         let is_calm = follower.turn(looks, held.clone()).await;
+        let look_at = tokio::time::Instant::now() + if is_calm && uevents.is_some() { CALM } else { UNEASY };
         looks = loop {
             tokio::select! {
                 changed = announced(&mut uevents) => {
@@ -302,7 +307,7 @@ pub(super) async fn follow(room: Arc<Room>, rows: Rows) {
                     }
                 }
                 () = follower.room.look.notified() => break true,
-                () = tokio::time::sleep(if is_calm && uevents.is_some() { CALM } else { UNEASY }) => break true,
+                () = tokio::time::sleep_until(look_at) => break true,
             }
         };
     }

@@ -331,8 +331,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
 /// in, and that nobody disputes, takes that place for its own.
 async fn settle_place(identity: &mut Identity, peers: &Peers, others: &[NodeId]) -> Result<(), Failure> {
     let moved = identity.moved_from().is_some();
-    let undisputed =
-        catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
+    let undisputed = catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
     if moved && undisputed && !others.is_empty() {
         identity.accept_move().map_err(|error| state::identity_failure(&error))?;
     }

@@ -208,7 +208,8 @@ impl Agent {
                 tried: BTreeSet::new(),
                 ..row.clone()
             };
-            let owner = placement::recover_on(&next, &candidates).ok_or_else(|| no_node(&next.spec, &candidates))?;
+            let owner =
+                placement::recover_on(&next, &candidates).ok_or_else(|| no_node(&next.spec, &candidates))?;
             Ok(ContainerRow { owner, ..next })
         })
         .await

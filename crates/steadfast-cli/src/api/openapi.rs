@@ -88,7 +88,11 @@ pub const OPERATIONS: &[Operation] = &[
     get("/v1/keys", "How the cluster's keys and this node's certificate stand", Answer::One("KeyStatus")),
     Operation {
         method: "post",
-        ..get("/v1/keys/rotate", "Rotate keys and certificates; answers when it is done", Answer::One("KeyStatus"))
+        ..get(
+            "/v1/keys/rotate",
+            "Rotate keys and certificates; answers when it is done",
+            Answer::One("KeyStatus"),
+        )
     },
     Operation {
         method: "post",

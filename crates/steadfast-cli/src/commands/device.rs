@@ -32,13 +32,17 @@ enum What {
     ///
     /// SHARED says whether it is one device that several nodes see: "shared" where that is sure, "claimed" where only the
     /// device itself says so, "twins" where it is not so. An asterisk marks a node on which it is in use.
-    #[command(after_help = "Examples:\n  steadfast device list\n  steadfast -o json device list | jq '.devices[] | select(.sharing == \"shared\") | .name'")]
+    #[command(
+        after_help = "Examples:\n  steadfast device list\n  steadfast -o json device list | jq '.devices[] | select(.sharing == \"shared\") | .name'"
+    )]
     List,
     /// Give a device a name
     ///
     /// It takes effect on every node that sees the device; where it is in use under another name it answers to both until
     /// it is free.
-    #[command(after_help = "Examples:\n  steadfast device name naa:5000c500a1b2c3d4 data1\n  steadfast device name /dev/sdb data1       # this node's sdb\n  steadfast device name sdb                  # the next automatic name, disk-N\n  steadfast device name --local sdb scratch  # on this node only, until the cluster gives it a name")]
+    #[command(
+        after_help = "Examples:\n  steadfast device name naa:5000c500a1b2c3d4 data1\n  steadfast device name /dev/sdb data1       # this node's sdb\n  steadfast device name sdb                  # the next automatic name, disk-N\n  steadfast device name --local sdb scratch  # on this node only, until the cluster gives it a name"
+    )]
     Name {
         /// Its id, or the kernel's name for it on this node
         device: String,
@@ -70,7 +74,9 @@ enum What {
     ///
     /// It uses the first 8 KiB, which hold nothing but zeros, or the command is refused. Only a device that bears this
     /// label can be proved shared.
-    #[command(after_help = "Examples:\n  steadfast device label /dev/sdb\n  truncate -s 1G disk.img && steadfast device label disk.img")]
+    #[command(
+        after_help = "Examples:\n  steadfast device label /dev/sdb\n  truncate -s 1G disk.img && steadfast device label disk.img"
+    )]
     Label {
         /// The disk or image file
         path: PathBuf,
@@ -144,7 +150,8 @@ fn notes(here: &DevicesHere) -> Vec<String> {
         let name = one.name.as_deref().unwrap_or("no name");
         format!("{} is to have {name} here: {}", one.device, one.why)
     });
-    let unidentified = here.unidentified.iter().map(|one| format!("{} has no identity: {}", one.kernel_name, one.why));
+    let unidentified =
+        here.unidentified.iter().map(|one| format!("{} has no identity: {}", one.kernel_name, one.why));
     failure.chain(here.in_the_way.iter().cloned()).chain(waiting).chain(unidentified).collect()
 }
 
@@ -155,7 +162,12 @@ mod tests {
 
     #[test]
     fn a_device_is_one_line() {
-        let on = |node: &str, in_use| DeviceOnNode { node: node.into(), kernel_name: "sdb".into(), paths: 2, in_use };
+        let on = |node: &str, in_use| DeviceOnNode {
+            node: node.into(),
+            kernel_name: "sdb".into(),
+            paths: 2,
+            in_use,
+        };
         let device = Device {
             id: "naa:5000c500a1b2c3d4".into(),
             name: Some("data1".into()),
@@ -167,7 +179,10 @@ mod tests {
         };
         let expected = ["data1", "naa:5000c500a1b2c3d4", "1.0 GiB", "shared", "alpha:sdb*, beta:sdb", ""];
         let shown = row(&device);
-        assert_eq!((&shown[0], &shown[1], &shown[4]), (&expected[0].into(), &expected[1].into(), &expected[4].into()));
+        assert_eq!(
+            (&shown[0], &shown[1], &shown[4]),
+            (&expected[0].into(), &expected[1].into(), &expected[4].into())
+        );
         let retired = Device { name: None, retired: Some("data1".into()), nodes: Vec::new(), ..device };
         assert_eq!((row(&retired)[0].as_str(), row(&retired)[5].as_str()), ("-", "was data1"));
     }

@@ -574,9 +574,13 @@ mod tests {
     fn devices_are_chosen_by_patterns() {
         let network = "[[network]]\nname=\"a\"\naddress=\"::1\"\n";
         let with = |devices: &str| format!("[node]\nname=\"a\"\n{network}[devices]\n{devices}\n");
-        let of = |devices: &str| check_text("node.toml", &with(devices), |_| None).map(|config| config.devices);
+        let of =
+            |devices: &str| check_text("node.toml", &with(devices), |_| None).map(|config| config.devices);
         let config = of("").unwrap();
-        assert_eq!((config.include, config.links, config.automatic), (vec!["*".to_owned()], LINKS.into(), true));
+        assert_eq!(
+            (config.include, config.links, config.automatic),
+            (vec!["*".to_owned()], LINKS.into(), true)
+        );
         let config = of("include = [\"/dev/sd*\", \"loop7?\"]\nautomatic = false").unwrap();
         assert_eq!((config.include, config.automatic), (vec!["sd*".to_owned(), "loop7?".to_owned()], false));
         assert_eq!(of("include = []").unwrap().include, Vec::<String>::new());

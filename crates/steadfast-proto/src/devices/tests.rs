@@ -294,7 +294,8 @@ fn a_device_is_located_only_where_it_is_certain() {
     let label = |number: usize| format!("label:{number}").parse::<DeviceId>().unwrap();
     let see = |catalog: &mut Catalog, node, answer: Option<(u128, bool)>| {
         let answer = answer.map(|(number, is_there)| Answer { number, is_there });
-        let sighting = |answer| Sighting { kernel_name: "sda".to_owned(), bytes: 1, paths: 1, in_use: false, answer };
+        let sighting =
+            |answer| Sighting { kernel_name: "sda".to_owned(), bytes: 1, paths: 1, in_use: false, answer };
         let devices = [(label(0), sighting(answer)), (id(0), sighting(None))].into();
         catalog.put(DeviceKey::Seen(NodeId(node)), &SeenRow { devices, duplicates: BTreeSet::new() });
     };
@@ -312,8 +313,16 @@ fn a_device_is_located_only_where_it_is_certain() {
     see(&mut catalog, 2, None);
     assert_eq!((on(&catalog, "data1"), on(&catalog, "wide")), (vec![], vec![1, 2]));
     assert_eq!(catalog.read().next_writer(&label(0), &members(&[1, 2])), Some(NodeId(1)));
-    assert_eq!(catalog.read().next_writer(&label(0), &members(&[2])), None, "a node that is away proves nothing");
-    assert_eq!(catalog.read().next_writer(&id(0), &members(&[1, 2])), None, "nothing is written to a disk with content");
+    assert_eq!(
+        catalog.read().next_writer(&label(0), &members(&[2])),
+        None,
+        "a node that is away proves nothing"
+    );
+    assert_eq!(
+        catalog.read().next_writer(&id(0), &members(&[1, 2])),
+        None,
+        "nothing is written to a disk with content"
+    );
     catalog.put(DeviceKey::Proof(label(0)), &ProofRow { node: NodeId(1), number: 7 });
     assert_eq!(catalog.read().next_writer(&label(0), &members(&[1, 2])), None);
     see(&mut catalog, 1, Some((7, true)));
@@ -324,11 +333,19 @@ fn a_device_is_located_only_where_it_is_certain() {
     assert!(on(&catalog, "data1").is_empty(), "the third has a twin, and nothing tells which one is meant");
     see(&mut catalog, 1, Some((7, false)));
     let writer = catalog.read().next_writer(&label(0), &members(&[1, 2]));
-    assert_eq!(writer, Some(NodeId(1)), "a number that its writer does not find was overwritten, and proves nothing");
+    assert_eq!(
+        writer,
+        Some(NodeId(1)),
+        "a number that its writer does not find was overwritten, and proves nothing"
+    );
     assert_eq!(catalog.read().sharing(&label(0)), Sharing::Claimed);
     let decision = rename(&catalog.read(), &named("wide"), &named("other"));
     catalog.carry_out(decision);
-    assert_eq!((on(&catalog, "wide"), on(&catalog, "other")), (vec![1, 2, 3], vec![1, 2, 3]), "old names count");
+    assert_eq!(
+        (on(&catalog, "wide"), on(&catalog, "other")),
+        (vec![1, 2, 3], vec![1, 2, 3]),
+        "old names count"
+    );
     let decision = unname(&catalog.read(), &named("other"));
     catalog.carry_out(decision);
     assert_eq!((on(&catalog, "wide"), on(&catalog, "other")), (vec![], vec![]));

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::{Change, CheckpointRef, ClusterRow, ContainerRow, Exit, Key, NodeRow, View, ViewRecord};
-use crate::devices::DeviceName;
 use crate::detect::{self, Detector, Evidence, Opinion};
+use crate::devices::DeviceName;
 use crate::ids::{ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::{self, Grantor, Holder};
 use crate::machine::Machine;

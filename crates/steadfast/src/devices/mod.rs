@@ -7,6 +7,7 @@
 
 mod hardware;
 mod identify;
+mod label;
 mod links;
 mod probe;
 mod proof;
@@ -28,6 +29,7 @@ use self::links::Links;
 use self::store::Store;
 
 pub use self::identify::{Seen, Unidentified};
+pub use self::label::{LabelError, write_label};
 pub use self::links::InTheWay;
 pub use self::probe::{Content, Mark, Source, Unclear, label_bytes, probe};
 pub use self::proof::ProofError;

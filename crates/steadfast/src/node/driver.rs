@@ -18,8 +18,8 @@ use super::log::Journal;
 use super::rows::Rows;
 use super::witness::{self, Witness};
 use super::{
-    Addresses, DatagramCounts, Inbox, Keys, LEADER_POLL, Notice, Noticed, Parts, Question, Report, SpawnError,
-    TIMELINE_MAX, Waiting, network_ids,
+    Addresses, DatagramCounts, Inbox, Keys, LEADER_POLL, Notice, Noticed, Parts, Question, Report,
+    SpawnError, TIMELINE_MAX, Waiting, network_ids,
 };
 use crate::catalog::{CatalogError, Txn};
 use crate::identity::ClusterKey;
@@ -320,7 +320,11 @@ impl Driver {
         if let Some(sealing) = sealing
             && sealing != self.sealing
         {
-            tracing::info!(from = self.sealing.epoch, to = sealing.epoch, "datagrams are sealed with another key");
+            tracing::info!(
+                from = self.sealing.epoch,
+                to = sealing.epoch,
+                "datagrams are sealed with another key"
+            );
             self.sealer.rotate(&sealing);
             self.introduced.restart(datagram::now());
             self.sealing = sealing;
