@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast::catalog::{Txn, WatchItem};
+use steadfast::catalog::Txn;
 use steadfast::devices::uevent::Uevents;
 use steadfast::devices::{Devices, DevicesError, Report, Roots, Unidentified};
 use steadfast_proto::catalog::{ContainerRow, Key, View};
@@ -274,40 +274,39 @@ pub(super) async fn follow(room: Arc<Room>, rows: Rows) {
     let mut uevents = Uevents::open()
         .inspect_err(|error| tracing::warn!(%error, "a device that is plugged in is noticed late"))
         .ok();
-    let before = rows.catalog().range_stale(DeviceKey::PREFIX);
-    let mut devices = rows.catalog().watch(DeviceKey::PREFIX.to_owned(), before.revision);
-    let mut containers = rows.catalog().watch("container/".to_owned(), before.revision);
-    let mut follower = Follower { room, rows, known: Arc::default(), redo: BTreeSet::new() };
-    follower.learn(WatchItem::Resync { revision: before.revision, rows: before.rows });
+    let catalog = Arc::clone(rows.catalog());
+    let mut follower =
+        Follower { room, rows, known: Arc::default(), revision: 0, own_revision: 0, redo: BTreeSet::new() };
     let mut looks = true;
     loop {
+        follower.refresh();
         let held = follower.held();
         let is_calm = follower.turn(looks, held.clone()).await;
         let look_at = tokio::time::Instant::now() + if is_calm && uevents.is_some() { CALM } else { UNEASY };
+        // What changed during the turn is there at once.
+        let mut devices = catalog.watch(DeviceKey::PREFIX.to_owned(), follower.revision);
+        let mut view = catalog.watch(Key::View.encode(), follower.revision);
+        let mut containers = catalog.watch("container/".to_owned(), follower.revision);
         looks = loop {
-            tokio::select! {
-                changed = announced(&mut uevents) => {
-                    if !changed {
+            let changed = tokio::select! {
+                is_open = announced(&mut uevents) => {
+                    if !is_open {
                         uevents = None;
                     }
                     break true;
                 }
-                item = devices.next() => {
-                    let Ok(item) = item else { return };
-                    follower.learn(item);
-                    break false;
-                }
-                item = containers.next() => {
-                    if item.is_err() {
-                        return;
-                    }
-                    // Most changes of containers are checkpoints, which concern no device.
-                    if follower.held() != held {
-                        break false;
-                    }
-                }
                 () = follower.room.look.notified() => break true,
                 () = tokio::time::sleep_until(look_at) => break true,
+                item = devices.next() => item.map(|_| true),
+                item = view.next() => item.map(|_| true),
+                // Most changes of containers are checkpoints, which concern no device.
+                item = containers.next() => item.map(|_| follower.held() != held),
+            };
+            match changed {
+                Ok(true) => break false,
+                Ok(false) => {}
+                // The catalog on this node is closed, and the agent ends.
+                Err(_) => return,
             }
         };
     }
@@ -330,26 +329,31 @@ struct Follower {
     room: Arc<Room>,
     rows: Rows,
     known: Arc<DeviceRows>,
+    /// The revision of `known`.
+    revision: u64,
+    /// The last revision that this node itself made. Before `known` has it, nothing that it did may be done again.
+    own_revision: u64,
     /// Devices on which this node wrote a number of which the catalog was not told.
     redo: BTreeSet<DeviceId>,
 }
 
 impl Follower {
-    /// Takes over what the catalog tells.
-    fn learn(&mut self, item: WatchItem) {
-        let changes: Vec<_> = match item {
-            WatchItem::Changed(watched) => watched.changes,
-            WatchItem::Resync { rows, .. } => {
-                self.known = Arc::default();
-                rows.into_iter().map(|(key, row)| (key, Some(row))).collect()
-            }
-        };
-        let known = Arc::make_mut(&mut self.known);
-        for (key, row) in changes {
-            if let Err(error) = known.learn(&key, row.as_ref().map(|row| (row.version, &row.value[..]))) {
+    /// Takes over the catalog's rows as this node has them.
+    fn refresh(&mut self) {
+        let found = self.rows.catalog().range_stale(DeviceKey::PREFIX);
+        let mut known = DeviceRows::default();
+        for (key, row) in &found.rows {
+            if let Err(error) = known.learn(key, Some((row.version, &row.value[..]))) {
                 tracing::error!(key, %error, "a row about devices can't be read and is ignored");
             }
         }
+        (self.known, self.revision) = (Arc::new(known), found.revision);
+    }
+
+    async fn commit(&mut self, txn: Txn) -> Result<bool, Failure> {
+        let reply = self.rows.commit(txn).await?;
+        self.own_revision = self.own_revision.max(reply.revision);
+        Ok(reply.succeeded)
     }
 
     /// The devices that containers of this node use.
@@ -363,12 +367,13 @@ impl Follower {
 
     /// One round; whether nothing is left to be done soon.
     async fn turn(&mut self, looks: bool, held: BTreeSet<DeviceId>) -> bool {
-        let challenges = self.challenges();
+        let is_behind = self.revision < self.own_revision;
+        let challenges = if is_behind { Vec::new() } else { self.challenges() };
         let turn = Turn { looks, rows: Some(Arc::clone(&self.known)), held, challenges };
         let Ok(turned) = self.room.turn(turn).await else { return false };
         let told = self.tell(&turned.row).await;
         let proved = self.prove(turned.proofs).await;
-        let named = self.name_new(&turned.row).await;
+        let named = if is_behind { Ok(()) } else { self.name_new(&turned.row).await };
         if looks {
             self.room.scans.send_modify(|count| *count += 1);
         }
@@ -377,7 +382,7 @@ impl Follower {
         for failure in failures.iter().flatten() {
             tracing::debug!(%failure, "what this node sees of devices is not told yet");
         }
-        is_settled && failures.iter().all(Option::is_none) && self.redo.is_empty()
+        is_settled && !is_behind && failures.iter().all(Option::is_none) && self.redo.is_empty()
     }
 
     fn members(&self) -> BTreeSet<NodeId> {
@@ -394,13 +399,13 @@ impl Follower {
     }
 
     /// Writes what this node sees, when it has changed.
-    async fn tell(&self, row: &SeenRow) -> Result<(), Failure> {
+    async fn tell(&mut self, row: &SeenRow) -> Result<(), Failure> {
         let key = DeviceKey::Seen(self.room.own).encode();
         let known = self.rows.get_stale_at::<SeenRow>(&key).map(|(known, _)| known);
         if known.unwrap_or_default() == *row {
             return Ok(());
         }
-        self.rows.commit(Txn::put(key, rows::encode(row)?)).await.map(drop)
+        self.commit(Txn::put(key, rows::encode(row)?)).await.map(drop)
     }
 
     /// Tells of the numbers that were written. Whoever wrote one of which the catalog does not hear writes another: the last
@@ -411,7 +416,7 @@ impl Follower {
             let version = self.known.proof_version(&id);
             self.redo.insert(id.clone());
             let txn = Txn::compare_and_set(DeviceKey::Proof(id.clone()).encode(), version, row);
-            if self.rows.commit(txn).await?.succeeded {
+            if self.commit(txn).await? {
                 self.redo.remove(&id);
             }
         }
