@@ -10,6 +10,7 @@ use bytes::Bytes;
 use steadfast::catalog::Txn;
 use steadfast::devices::Unidentified;
 use steadfast_proto::catalog::{ContainerRow, ContainerSpec};
+use steadfast_proto::devices::plan::DeferredReason;
 use steadfast_proto::devices::registry::{
     Decision, DeviceRows, NamingError, Sharing, assign, name, rename, unname,
 };
@@ -325,10 +326,12 @@ fn here(known: &DeviceRows, room: &Room) -> types::DevicesHere {
         device: one.id.to_string(),
         name: one.wanted.as_ref().map(ToString::to_string),
         why: match &one.reason {
-            steadfast_proto::devices::plan::DeferredReason::HeldBy(other) => {
+            DeferredReason::HeldBy(other) => {
                 format!("{} bears that name and can't leave it yet", named(other))
             }
-            reason => reason.to_string(),
+            reason @ (DeferredReason::InUse | DeferredReason::NameConflict(_) | DeferredReason::Full) => {
+                reason.to_string()
+            }
         },
     });
     types::DevicesHere {
