@@ -139,6 +139,8 @@ mod tests {
             "nodes",
             "links",
             "device",
+            "catalog",
+            "views",
             "run",
             "ps",
             "logs",
