@@ -225,6 +225,12 @@ codes! {
     DevicesUnusable = 51, Refused, "this node takes no part in device names",
         causes: ["it observes or is a witness", "`[devices] include = []` in its configuration", "its agent does not run as root"],
         remedy: ["give the command on another node", "or change the configuration and restart this agent"];
+    CandidateNotReady = 52, Conflict, "the candidate is not ready",
+        causes: ["its probation is not over yet", "it was eliminated", "its agent does not run, or it became a member by itself"],
+        remedy: ["`steadfast nodes --evidence` shows every criterion", "for a machine that waits in readiness: `standby = true` in its [node]", "one that was eliminated applies anew when its agent is started again"];
+    ReplaceRefused = 53, Refused, "the node can't be replaced, or leave, like that",
+        causes: ["a node can't take its own place", "the place is taken, or there is none", "what runs there can't go on elsewhere"],
+        remedy: ["`steadfast nodes` lists members and candidates", "`steadfast drain NAME` hands containers over to other members first"];
 }
 
 impl fmt::Display for Code {

@@ -4,6 +4,7 @@
 //! by the core (`steadfast_proto::node`), what containers do by `steadfast-container`. Read `worker` for how jobs are
 //! carried out and `verbs` for what users can ask.
 
+mod duties;
 mod addresses;
 pub(crate) mod admit;
 mod catalog;
@@ -49,7 +50,7 @@ use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
 use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
-use steadfast_proto::catalog::{Key, NodeRow};
+use steadfast_proto::catalog::{Intent, Key, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -387,6 +388,9 @@ fn parts(opened: &Opened, config: &Config, worker: worker::Worker) -> Result<Par
         boot,
         networks: Vec::new(),
         detect: config.detect.clone(),
+        probation: config.probation.clone(),
+        intent: if config.standby { Intent::Standby } else { Intent::Join },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_unix_ms: u64::try_from(unix.saturating_sub(since_boot).as_millis()).unwrap_or_default(),
     };
     Ok(Parts {
@@ -480,6 +484,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
         tokio::spawn(devices::follow(Arc::clone(room), agent.rows.clone()));
     }
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
+    tokio::spawn(Arc::clone(agent).tend_voters());
     tokio::spawn(async move {
         let mut watch =
             rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);

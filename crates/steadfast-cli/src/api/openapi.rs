@@ -102,6 +102,26 @@ pub const OPERATIONS: &[Operation] = &[
             Answer::One("KeyStatus"),
         )
     },
+    post(
+        "/v1/nodes/{name}/replace",
+        "Have a candidate take a node's place in one view; answers when it has",
+        "ReplaceRequest",
+        Answer::One("Changed"),
+    ),
+    post(
+        "/v1/nodes/{name}/drain",
+        "Have a node hand its containers over, or take that back; answers when it has none left",
+        "DrainRequest",
+        Answer::One("Changed"),
+    ),
+    Operation {
+        method: "post",
+        ..get(
+            "/v1/nodes/{name}/leave",
+            "Have a node hand its duties over and leave; answers when it is no member any more",
+            Answer::One("Changed"),
+        )
+    },
     get("/v1/containers", "Every container", Answer::Many("Container")),
     post(
         "/v1/containers",
@@ -269,6 +289,9 @@ fn components() -> utoipa::openapi::Components {
     let components =
         add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
     let components = add::<types::Invitation>(add::<types::KeyStatus>(components));
+    let components = add::<types::Changed>(add::<types::Probation>(components));
+    let components = add::<types::Evidence>(add::<types::Eliminated>(components));
+    let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
     let components = add::<types::LogLine>(add::<types::ExecRequest>(components));
     let components = add::<device_types::DeviceReport>(add::<device_types::Device>(components));
     let components = add::<device_types::DeviceOnNode>(add::<device_types::DevicesHere>(components));

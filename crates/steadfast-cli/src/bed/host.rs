@@ -17,6 +17,9 @@ use super::faults::Fault;
 use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, cluster, lock, network, registry};
 
 /// How long one command may run on a host before it is killed.
+/// What members ask of candidates unless a plan says otherwise: the same as ever, for a shorter time.
+const PROBATION: &str = "seen = \"300ms\"\nclean = \"1s\"\n";
+
 const COMMAND_MAX: Duration = Duration::from_secs(120);
 
 /// What a program that ran to its end left.
@@ -114,7 +117,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[devices]\n{devices}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[probation]\n{probation}\n[devices]\n{devices}",
             name = self.name,
             data = self.data().display(),
             node = extra("node"),
@@ -122,6 +125,10 @@ impl Host {
             checkpoint = extra("checkpoint"),
             container = extra("container"),
             detect = extra("detect"),
+            probation = match extra("probation") {
+                given if given.is_empty() => PROBATION.to_owned(),
+                given => given,
+            },
             devices = self.devices_text(&extra("devices")),
         )
     }

@@ -6,6 +6,7 @@
 
 pub mod detect;
 pub mod keys;
+pub mod probation;
 pub mod source;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use crate::codes::Code;
 use crate::failure::{Failure, did_you_mean};
 use crate::units;
 use detect::RawDetect;
+use probation::RawProbation;
 use source::{Given, Problems, Section};
 
 /// Where the file is looked for when none is named.
@@ -135,8 +137,12 @@ pub struct Config {
     pub domain: Vec<String>,
     /// What the node takes part in.
     pub mode: Mode,
+    /// Whether it waits in readiness until a member is removed.
+    pub standby: bool,
     /// How it judges silence.
     pub detect: Settings,
+    /// What it asks of candidates.
+    pub probation: steadfast_proto::probation::Settings,
     /// The networks, at least one.
     pub networks: Vec<NetworkConfig>,
     /// Checkpoint memory lent to the cluster, in bytes.
@@ -165,7 +171,9 @@ pub struct RawConfig {
     data: Option<Given>,
     domain: Option<Vec<Given>>,
     mode: Option<Given>,
+    standby: Option<Given>,
     detect: RawDetect,
+    probation: RawProbation,
     networks: Vec<(Option<Given>, Option<Given>, Given)>,
     memory: Option<Given>,
     memory_folder: Option<Given>,
@@ -191,6 +199,7 @@ impl RawConfig {
             raw.data = node.text("data", problems);
             raw.domain = node.texts("domain", problems);
             raw.mode = node.text("mode", problems);
+            raw.standby = node.scalar("standby", problems);
             node.finish(problems);
         }
         for (mut network, at) in top.tables("network", problems) {
@@ -201,6 +210,9 @@ impl RawConfig {
         }
         if let Some(detect) = top.table("detect", problems) {
             raw.detect = RawDetect::read(detect, problems);
+        }
+        if let Some(section) = top.table("probation", problems) {
+            raw.probation = RawProbation::read(section, problems);
         }
         if let Some(mut checkpoint) = top.table("checkpoint", problems) {
             raw.memory = checkpoint.scalar("memory", problems);
@@ -256,7 +268,11 @@ impl RawConfig {
         let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
         let domain = self.check_domain(problems);
         let mode = self.mode.as_ref().map_or(Some(Mode::Agent), |given| problems.check(given, mode));
+        let standby = self.standby.as_ref().map_or(Some(false), |given| {
+            problems.check(given, |text| choice(text, &[("true", true), ("false", false)]))
+        });
         let detect = self.detect.check(problems);
+        let probation = self.probation.check(problems);
         let networks = self.check_networks(problems);
         let memory_bytes = match (&self.memory, mode) {
             (Some(given), Some(mode @ (Mode::Observe | Mode::Witness))) => {
@@ -291,7 +307,9 @@ impl RawConfig {
             data: data?,
             domain,
             mode: mode?,
+            standby: standby?,
             detect: detect?,
+            probation: probation?,
             networks,
             memory_bytes: memory_bytes?,
             memory_folder: memory_folder?,

@@ -17,6 +17,7 @@ mod devices;
 mod forgeries;
 mod identity;
 mod links;
+mod members;
 mod power;
 mod programs;
 mod refusals;

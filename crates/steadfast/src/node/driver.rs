@@ -438,6 +438,9 @@ fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowE
             Row::View(view) => (Key::View, Some(encode_row(view)?)),
             Row::Record(record) => (Key::ViewRecord(record.view.id), Some(encode_row(record.as_ref())?)),
             Row::Forget(id) => (Key::ViewRecord(*id), None),
+            Row::Probation(row) => (Key::Probation(row.node), Some(encode_row(row)?)),
+            Row::NoProbation(node) => (Key::Probation(*node), None),
+            Row::Drain(row) => (Key::Drain(row.node), Some(encode_row(row)?)),
             Row::Container(row) => (Key::Container(row.id), Some(encode_row(row.as_ref())?)),
         };
         puts.push((key.encode(), bytes.map(Into::into)));

@@ -195,7 +195,7 @@ impl Wire {
         self.delay(faults.delay_us_max).await;
         let fate = self.draw(1000);
         let (lost, twice) = (fate < u64::from(faults.loss), fate >= 1000 - u64::from(faults.loss));
-        if lost && fate % 2 == 0 {
+        if lost && fate.is_multiple_of(2) {
             return std::future::pending().await;
         }
         if twice {
