@@ -178,15 +178,19 @@ fn four_nodes_with_names_of_their_own_agree_on_32_shared_devices_although_their_
         |slot| (slot * 27 + 11) % IMAGES,
     ];
     for (host, order) in bed.hosts().iter().zip(orders) {
-        shelf.show(host);
         for slot in 0..IMAGES {
             let image = shelf.image(order(slot));
             shelf.attach(host, slot, &image);
         }
-        // Rings of 32, of 32 the other way, of 8, and pairs.
-        shelf.name_locally(host, [1, IMAGES - 1, 4, 16][host.number()]);
     }
+    // Rings of 32, of 32 the other way, of 8, and pairs; only the first one looks at devices until all have names.
+    let sees = |host: &Host| {
+        shelf.show(host);
+        shelf.name_locally(host, [1, IMAGES - 1, 4, 16][host.number()]);
+    };
+    sees(bed.host(0));
     found(&bed);
+    start(&bed);
     for image in 0..IMAGES {
         let name = format!("data{image}");
         bed.host(0).steadfast_text(&["device", "name", &id(image).to_string(), &name]).unwrap();
@@ -196,6 +200,8 @@ fn four_nodes_with_names_of_their_own_agree_on_32_shared_devices_although_their_
     wait_names(bed.host(0), &expected);
     // Each of the others finds all names at once; it is killed while it follows, a little further each time.
     for host in bed.hosts().iter().skip(1) {
+        host.kill_agent().unwrap();
+        sees(host);
         for changes in [1, 6, 18] {
             let before = names(host);
             host.start_agent().unwrap();
@@ -207,7 +213,6 @@ fn four_nodes_with_names_of_their_own_agree_on_32_shared_devices_although_their_
             .unwrap();
             host.kill_agent().unwrap();
         }
-        // With it there are voters enough for the next one.
         host.start_agent().unwrap();
         host.wait_ready().unwrap();
     }
