@@ -210,6 +210,21 @@ codes! {
     KeysBusy = 46, Conflict, "the cluster's keys are being rotated by somebody else",
         causes: ["`steadfast keys rotate` or `keys revoke` runs at the same time, here or on another node"],
         remedy: ["`steadfast keys` shows how far it is", "when no rotation is under way, repeat the command if it is still wanted"];
+    DeviceNotFound = 47, NotFound, "no node sees that device, or no device has that name",
+        causes: ["a misspelt id or name", "the device is not plugged in, or `[devices] include` leaves it out", "it says nothing of itself, so it can't be told from others"],
+        remedy: ["`steadfast device list` shows what is seen, and what is not identified on this node", "ask on a node that sees it", "a disk without an identity gets one by a partition table, a file system or `steadfast device label`"];
+    DevicesAlike = 48, Conflict, "several devices say that they are the same one",
+        causes: ["a copy of a disk: a snapshot, a clone, an image written twice", "two nodes see private disks that were made from one image"],
+        remedy: ["give the copy an identity of its own (the tool that made the file system, or the partition table, does)", "or unplug it; nothing was changed"];
+    DeviceNameRefused = 49, Conflict, "the device can't get or lose that name",
+        causes: ["another device bears the name, or bore it once: names are never given to a second device", "the device has a name already", "a container asks for the device by that name"],
+        remedy: ["choose another name", "`steadfast device rename OLD NEW` changes a name"];
+    DeviceNameInvalid = 50, Usage, "the device's name or id is not allowed",
+        causes: ["names have 1 to 64 letters, digits, `.`, `_` and `-`, and begin with a letter or digit", "names that begin with `disk-` are automatic ones only", "ids look like `naa:5000c500a1b2c3d4`"],
+        remedy: ["choose a name like `data1`", "copy the id from `steadfast device list`"];
+    DevicesUnusable = 51, Refused, "this node takes no part in device names",
+        causes: ["it observes or is a witness", "`[devices] include = []` in its configuration", "its agent does not run as root"],
+        remedy: ["give the command on another node", "or change the configuration and restart this agent"];
     CandidateNotReady = 52, Conflict, "the candidate is not ready",
         causes: ["its probation is not over yet", "it was eliminated", "its agent does not run, or it became a member by itself"],
         remedy: ["`steadfast nodes --evidence` shows every criterion", "for a machine that waits in readiness: `standby = true` in its [node]", "one that was eliminated applies anew when its agent is started again"];

@@ -48,6 +48,7 @@ fn relocate(rounds: u32, command: Vec<String>) -> Result<(), Failure> {
         user: None,
         root: Root::Host,
         volumes: Vec::new(),
+        devices: Vec::new(),
         address: None,
         memory_bytes_max: None,
         cpu_max: None,

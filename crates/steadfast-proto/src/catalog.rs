@@ -415,6 +415,17 @@ pub struct ContainerSpec {
     pub restart: Restart,
     /// The nodes it may run on; any when empty.
     pub nodes: BTreeSet<NodeId>,
+    /// What a node must have to run it.
+    pub require: Requirements,
+}
+
+/// What a node must have to run a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// A failure domain that the node is in, at any level; any when absent.
+    pub domain: Option<String>,
+    /// Names of devices that the node sees; the container gets them.
+    pub devices: BTreeSet<String>,
 }
 
 /// A container's root file system.

@@ -20,6 +20,7 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -51,6 +52,17 @@ impl DeviceId {
     /// What kind of identifier it is, such as `naa` or `gpt`.
     pub fn kind(&self) -> &str {
         self.0.split_once(':').map_or("", |(kind, _)| kind)
+    }
+
+    /// Whether makers of hardware see to it that no other device in the world has it. A copy of a disk takes every other
+    /// kind along.
+    pub fn is_worldwide(&self) -> bool {
+        matches!(self.kind(), "nguid" | "eui" | "uuid" | "naa")
+    }
+
+    /// Whether it is our own label, on which a proof can be written.
+    pub fn is_label(&self) -> bool {
+        self.kind() == "label"
     }
 }
 
@@ -152,6 +164,12 @@ macro_rules! as_text {
 
 as_text!(DeviceId);
 as_text!(DeviceName);
+
+impl Borrow<str> for DeviceName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 /// The text is no device id or name; nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -51,6 +51,10 @@ pub enum Flaw {
     GroupNoFlush,
     /// A member that agreed to a change goes on after a while without making sure that the change can't be committed.
     GroupNoRenewal,
+    /// Automatic names are numbered by how many devices there are, not by a counter (4.2).
+    CounterReused,
+    /// A ring of names is renamed without letting one device wait under a temporary name (4.2).
+    NoTemporaryNames,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]

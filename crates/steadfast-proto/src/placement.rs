@@ -4,8 +4,11 @@
 //! same facts. A choice binds nobody: the row's compare-and-set does (PROTOCOLS 0.3, 5).
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::catalog::{CheckpointRef, ContainerRow, ContainerSpec, NodeRow};
+use crate::devices::DeviceName;
 use crate::domains::closeness;
 use crate::ids::NodeId;
 
@@ -24,6 +27,8 @@ pub struct Candidate {
     pub processor: String,
     /// Its failure domain, widest first.
     pub domain: Vec<String>,
+    /// The names under which it surely sees the devices of these names.
+    pub devices: Arc<BTreeSet<DeviceName>>,
 }
 
 impl Candidate {
@@ -36,11 +41,26 @@ impl Candidate {
             criu: row.criu.clone(),
             processor: row.processor.clone(),
             domain: row.domain.clone(),
+            devices: Arc::default(),
         }
     }
 
+    /// The same with the devices that it sees.
+    #[must_use]
+    pub fn seeing(self, devices: Arc<BTreeSet<DeviceName>>) -> Candidate {
+        Candidate { devices, ..self }
+    }
+
+    /// Whether it has what the container requires of a node.
+    pub fn meets(&self, spec: &ContainerSpec) -> bool {
+        let require = &spec.require;
+        require.domain.as_ref().is_none_or(|domain| self.domain.contains(domain))
+            && require.devices.iter().all(|device| self.devices.contains(device.as_str()))
+    }
+
     fn can_run(&self, spec: &ContainerSpec) -> bool {
-        !self.criu.is_empty() && (spec.nodes.is_empty() || spec.nodes.contains(&self.node))
+        let is_asked_for = spec.nodes.is_empty() || spec.nodes.contains(&self.node);
+        !self.criu.is_empty() && is_asked_for && self.meets(spec)
     }
 
     fn can_restore(&self, checkpoint: &CheckpointRef) -> bool {
@@ -94,12 +114,13 @@ pub fn holders(owner: NodeId, latest: Option<&CheckpointRef>, candidates: &[Cand
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::{Digest, Epoch};
+    use crate::catalog::{ContainerState, Desired, Requirements, Restart, Root};
+    use crate::ids::{ContainerId, Digest, Epoch};
 
     fn candidate(node: u128, free_bytes: u64, domain: &[&str]) -> Candidate {
         Candidate {
@@ -109,7 +130,71 @@ mod tests {
             criu: "4.2.1".to_owned(),
             processor: "x".to_owned(),
             domain: domain.iter().map(|name| (*name).to_owned()).collect(),
+            devices: Arc::default(),
         }
+    }
+
+    fn spec(domain: Option<&str>, devices: &[&str]) -> ContainerSpec {
+        ContainerSpec {
+            name: "c".to_owned(),
+            command: vec!["c".to_owned()],
+            environment: BTreeMap::new(),
+            working_directory: None,
+            user: None,
+            root: Root::Host,
+            volumes: Vec::new(),
+            address: None,
+            memory_bytes_max: None,
+            cpu_milli_max: None,
+            every_ms: None,
+            copies: 1,
+            restart: Restart::Latest,
+            nodes: BTreeSet::new(),
+            require: Requirements {
+                domain: domain.map(str::to_owned),
+                devices: devices.iter().map(|name| (*name).to_owned()).collect(),
+            },
+        }
+    }
+
+    fn row(spec: ContainerSpec, latest: CheckpointRef) -> ContainerRow {
+        ContainerRow {
+            id: ContainerId(1),
+            spec,
+            owner: NodeId(9),
+            epoch: Epoch(1),
+            state: ContainerState::Running,
+            desired: Desired::Run,
+            latest: Some(latest),
+            parent: None,
+            restore_number: None,
+            after_loss: true,
+            tried: BTreeSet::new(),
+            changed_unix_ms: 0,
+        }
+    }
+
+    #[test]
+    fn a_container_goes_only_where_its_devices_are_seen_and_into_its_domain() {
+        let sees = |node, domain: &[&str], devices: &[&str]| {
+            let devices = devices.iter().map(|name| name.parse().unwrap()).collect();
+            candidate(node, 1, domain).seeing(Arc::new(devices))
+        };
+        let candidates = [
+            sees(1, &["site-a", "rack-1"], &[]),
+            sees(2, &["site-a", "rack-2"], &["data1"]),
+            sees(3, &["site-b", "rack-3"], &["data1", "data2"]),
+        ];
+        let started = |domain, devices: &[&str]| start_on(&spec(domain, devices), &candidates);
+        assert_eq!(started(None, &[]), Some(NodeId(1)));
+        assert_eq!(started(None, &["data1"]), Some(NodeId(2)));
+        assert_eq!(started(None, &["data1", "data2"]), Some(NodeId(3)));
+        assert_eq!(started(Some("site-b"), &["data1"]), Some(NodeId(3)));
+        assert_eq!(started(Some("rack-1"), &["data1"]), None);
+        assert_eq!(started(None, &["data3"]), None);
+        // The holder of the checkpoint does not see the device, so it goes elsewhere.
+        let row = row(spec(None, &["data2"]), held_by(&[1]));
+        assert_eq!(recover_on(&row, &candidates), Some(NodeId(3)));
     }
 
     fn held_by(copies: &[u128]) -> CheckpointRef {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use steadfast_proto::catalog::{
     Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
-    Restart, Root, View, ViewReason,
+    Requirements, Restart, Root, View, ViewReason,
 };
 use steadfast_proto::detect::{self, Evidence, Opinion, Subject};
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId};
@@ -143,6 +143,7 @@ impl World {
             copies: 1,
             restart: Restart::Latest,
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         };
         let row = ContainerRow {
             id: ContainerId(number),

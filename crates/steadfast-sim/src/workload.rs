@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use steadfast_proto::catalog::{
-    Change, ContainerRow, ContainerSpec, ContainerState, Desired, DrainRow, Intent, ProbationRow, Restart,
-    Root,
+    Change, ContainerRow, ContainerSpec, ContainerState, Desired, DrainRow, Intent, ProbationRow,
+    Requirements, Restart, Root,
 };
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::{Input, Request, RequestId};
@@ -114,6 +114,7 @@ impl World {
                 _ => Restart::Latest,
             },
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         };
         let Some(owner) = start_on(&spec, &self.user_candidates()) else { return };
         let row = ContainerRow {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use steadfast::devices::uevent::{Changed, Uevents};
 use steadfast::devices::{Devices, ProofError, Roots, Unidentified, label_bytes};
 use steadfast_proto::devices::registry::{Decision, DeviceRows, Sharing, assign, name};
-use steadfast_proto::devices::{DeviceId, DeviceKey, DeviceName, PREFIX, ProofRow};
+use steadfast_proto::devices::{DeviceId, DeviceKey, DeviceName, DeviceRow, PREFIX, ProofRow};
 use steadfast_proto::ids::NodeId;
 use tempfile::TempDir;
 
@@ -137,10 +137,10 @@ impl Catalog {
         self.rows.learn(&DeviceKey::Seen(NodeId(node)).encode(), Some((self.revision, &row))).unwrap();
     }
 
-    fn put_proof(&mut self, image: usize, row: &ProofRow) {
+    fn put<T: serde::Serialize>(&mut self, key: &DeviceKey, row: &T) {
         let row = steadfast_proto::catalog::encode_row(row).unwrap();
         self.revision += 1;
-        self.rows.learn(&DeviceKey::Proof(id(image)).encode(), Some((self.revision, &row))).unwrap();
+        self.rows.learn(&key.encode(), Some((self.revision, &row))).unwrap();
     }
 
     fn commit(&mut self, decision: Decision) -> DeviceName {
@@ -311,15 +311,26 @@ fn a_device_is_called_shared_once_it_is_proved_and_private_twins_never_are() {
     for image in 0..2 {
         assert_eq!(catalog.rows.sharing(&id(image)), Sharing::Claimed);
         let number = devices[0].challenge(&id(image)).unwrap();
-        catalog.put_proof(image, &ProofRow { node: NodeId(0), number });
+        catalog.put(&DeviceKey::Proof(id(image)), &ProofRow { node: NodeId(0), number });
     }
     for (number, one) in devices.iter_mut().enumerate() {
-        assert!(one.answer(&catalog.rows) && !one.answer(&catalog.rows));
-        catalog.see(number.try_into().unwrap(), one);
+        let own = NodeId(number.try_into().unwrap());
+        assert!(one.answer(own, &catalog.rows) && !one.answer(own, &catalog.rows));
+        catalog.see(own.0, one);
     }
     assert_eq!(catalog.rows.sharing(&id(0)), Sharing::Proved([NodeId(0), NodeId(1)].into()));
     assert_eq!(catalog.rows.sharing(&id(1)), Sharing::Twins { writer: NodeId(0), reader: NodeId(1) });
     assert!(assign(&catalog.rows, &id(1), 0).unwrap_err().to_string().contains("two devices"));
+    // A name from before the twin came leads to neither of them.
+    for image in 0..2 {
+        let text = format!("data{image}");
+        let row =
+            DeviceRow { id: id(image), name: text.parse().unwrap(), added_unix_ms: 0, is_retired: false };
+        catalog.put(&DeviceKey::Device(id(image)), &row);
+    }
+    for one in &mut devices {
+        assert_eq!(one.apply(&catalog.rows).unwrap().links.keys().collect::<Vec<_>>(), ["data0"]);
+    }
     devices[0].hold([id(0)].into());
     assert!(matches!(devices[0].challenge(&id(0)), Err(ProofError::InUse)));
     assert!(matches!(devices[0].challenge(&id(7)), Err(ProofError::Unseen)));

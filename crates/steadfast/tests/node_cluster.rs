@@ -14,8 +14,8 @@ use steadfast::catalog::{Catalog, Embedded, RaftNodeId, Txn};
 use steadfast::identity::ClusterKey;
 use steadfast::node::{NodeHandle, Parts, QUESTIONS_MAX, Report, Unanswered, Worker, spawn};
 use steadfast_proto::catalog::{
-    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart,
-    Root, View, encode_row,
+    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
+    Requirements, Restart, Root, View, encode_row,
 };
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NodeId};
 use steadfast_proto::node::{Job, Outcome, Settings};
@@ -209,6 +209,7 @@ fn container() -> ContainerRow {
             copies: 2,
             restart: Restart::Latest,
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         },
         owner: NodeId(3),
         epoch: Epoch(1),

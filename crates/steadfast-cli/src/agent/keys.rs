@@ -18,6 +18,7 @@ use steadfast::net::rpc::{Class, Peers, Services};
 use steadfast::net::tls::{Credentials, NodeKey, RENEW_AGE, serial_of};
 use steadfast::node::{Keys, NodeHandle};
 use steadfast_proto::catalog::{Key, NodeRow};
+use steadfast_proto::devices::DeviceKey;
 use steadfast_proto::ids::{Digest, NodeId};
 use tokio::task::spawn_blocking;
 
@@ -538,7 +539,12 @@ impl Keyring {
         let key = Key::Node(row.id).encode();
         let mut txn = Txn {
             compare: vec![(key.clone(), version)],
-            puts: vec![(key, None), (format!("{REVOKED}{}", row.id), Some(rows::encode(&entry)?))],
+            puts: vec![
+                (key, None),
+                (format!("{REVOKED}{}", row.id), Some(rows::encode(&entry)?)),
+                // What it saw of devices proves nothing any more.
+                (DeviceKey::Seen(row.id).encode(), None),
+            ],
         };
         super::addresses::claim(&self.inner.rows, &mut txn, row.id, &[], &found.addresses).await?;
         if self.inner.rows.commit(txn).await?.succeeded {

@@ -11,6 +11,8 @@ pub(crate) mod admit;
 mod catalog;
 mod containers;
 pub(crate) mod crash;
+mod device_verbs;
+mod devices;
 mod exec;
 pub mod found;
 #[doc(hidden)]
@@ -84,6 +86,8 @@ pub struct Agent {
     pub(crate) board: links::Board,
     pub(crate) memory: Memory,
     pub(crate) containers: Option<Arc<Containers>>,
+    /// Absent where this node takes no part in device names.
+    pub(crate) devices: Option<Arc<devices::Room>>,
     /// Whether it takes part in nothing that concerns containers.
     pub(crate) observes: bool,
     pub(crate) why_no_containers: Option<String>,
@@ -272,11 +276,13 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
 
 async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> {
     let (networks, incarnation) = (config.addresses(), identity.incarnation());
+    // Before the catalog: names stay while it is away.
+    let devices = devices::Room::open(config, identity.node()).await?;
     let opened = open(config, identity).await?;
     let (id, rows, keys) = (opened.id, opened.rows.clone(), opened.keys.clone());
     let memory = Memory::open(config, &keys, id, &opened.services, &opened.peers).await?;
     let why_no_containers = opened.machine.why_not.clone();
-    let containers = open_containers(config, &opened.machine, id, &rows).await?;
+    let containers = open_containers(config, &opened.machine, id, &rows, devices.as_ref()).await?;
     let worker = worker::Worker {
         containers: containers.clone(),
         memory: memory.clone(),
@@ -312,6 +318,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         board,
         memory,
         containers,
+        devices,
         observes: config.mode == Mode::Observe,
         why_no_containers,
         inviter,
@@ -350,9 +357,10 @@ async fn open_containers(
     machine: &machine::Machine,
     id: NodeId,
     rows: &Rows,
+    devices: Option<&Arc<devices::Room>>,
 ) -> Result<Option<Arc<Containers>>, Failure> {
     match &machine.why_not {
-        None => Containers::open(config, machine, id, rows.clone()).await.map(Some),
+        None => Containers::open(config, machine, id, rows.clone(), devices.cloned()).await.map(Some),
         Some(_) if config.mode == Mode::Observe => {
             tracing::info!("this node observes: it takes part in membership, detection, links and events");
             Ok(None)
@@ -474,6 +482,9 @@ fn offer(agent: &Arc<Agent>, services: &Services) {
 fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own: NodeRow) {
     let (rows, peers, id) = (agent.rows.clone(), agent.peers.clone(), agent.id);
     let keys = agent.keys.clone();
+    if let Some(room) = &agent.devices {
+        tokio::spawn(devices::follow(Arc::clone(room), agent.rows.clone()));
+    }
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
     tokio::spawn(Arc::clone(agent).tend_voters());
     tokio::spawn(async move {

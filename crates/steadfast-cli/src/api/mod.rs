@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod convert;
+pub mod device_types;
+pub mod devices;
 pub mod frames;
 pub mod link_client;
 pub mod link_types;

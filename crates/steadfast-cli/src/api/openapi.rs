@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{link_types, types, view_types};
+use super::{device_types, link_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,10 @@ pub const OPERATIONS: &[Operation] = &[
         ..get("/v1/views/events", "Each view as it is committed", Answer::Events("ViewRecord"))
     },
     get("/v1/catalog/backup", "The catalog as of now, as the bytes of a backup", Answer::File),
+    get("/v1/devices", "Every block device that has a name or is seen", Answer::One("DeviceReport")),
+    post("/v1/devices/name", "Give a device a name", "NameDevice", Answer::One("Device")),
+    post("/v1/devices/rename", "Give a device another name", "RenameDevice", Answer::One("Device")),
+    post("/v1/devices/unname", "Take a device's name away for good", "UnnameDevice", Answer::One("Device")),
     post("/v1/invites", "Make a one-time token for one new node", "InviteRequest", Answer::One("Invitation")),
     get("/v1/keys", "How the cluster's keys and this node's certificate stand", Answer::One("KeyStatus")),
     Operation {
@@ -289,6 +293,11 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<types::Evidence>(add::<types::Eliminated>(components));
     let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
     let components = add::<types::LogLine>(add::<types::ExecRequest>(components));
+    let components = add::<device_types::DeviceReport>(add::<device_types::Device>(components));
+    let components = add::<device_types::DeviceOnNode>(add::<device_types::DevicesHere>(components));
+    let components = add::<device_types::Unidentified>(add::<device_types::Waiting>(components));
+    let components = add::<device_types::NameDevice>(add::<device_types::RenameDevice>(components));
+    let components = add::<device_types::UnnameDevice>(components);
     let components = add::<link_types::LinkReport>(add::<link_types::Link>(components));
     let components = add::<link_types::General>(add::<link_types::VerdictReport>(components));
     let components = add::<view_types::ViewRecord>(add::<view_types::Member>(components));

@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{links, proxy, views};
+use super::{devices, links, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -45,6 +45,10 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/views", get(views::views))
         .route("/v1/views/events", get(views::views_events))
         .route("/v1/catalog/backup", get(catalog_backup))
+        .route("/v1/devices", get(devices::devices))
+        .route("/v1/devices/name", post(devices::name))
+        .route("/v1/devices/rename", post(devices::rename))
+        .route("/v1/devices/unname", post(devices::unname))
         .route("/v1/invites", post(invite))
         .route("/v1/keys", get(keys))
         .route("/v1/keys/rotate", post(rotate_keys))
@@ -104,7 +108,7 @@ fn json<T: Serialize>(value: &T) -> Answer {
 }
 
 /// Reads a JSON body; what is wrong with it is said by field.
-async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
     let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
     let bytes = bytes.map_err(|error| {
         Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible"))
@@ -282,6 +286,7 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/links",
         "/v1/verdicts",
         "/v1/views",
+        "/v1/devices",
         "/v1/invites",
         "/v1/containers",
         "/v1/checkpoints",

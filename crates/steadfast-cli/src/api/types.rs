@@ -254,6 +254,10 @@ pub struct Spec {
     pub volumes: Vec<String>,
     /// Its own address with prefix length.
     pub address: Option<String>,
+    /// A failure domain that its node must be in.
+    pub require_domain: Option<String>,
+    /// Names of devices that its node must see; it gets them under `/dev/steadfast`.
+    pub require_devices: Vec<String>,
     /// The memory it may use, such as `2GiB`.
     pub memory: Option<String>,
     /// The processors it may use, such as `1.5`.

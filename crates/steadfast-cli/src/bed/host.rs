@@ -117,7 +117,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[probation]\n{probation}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[probation]\n{probation}\n[devices]\n{devices}",
             name = self.name,
             data = self.data().display(),
             node = extra("node"),
@@ -129,7 +129,20 @@ impl Host {
                 given if given.is_empty() => PROBATION.to_owned(),
                 given => given,
             },
+            devices = self.devices_text(&extra("devices")),
         )
+    }
+
+    /// Block devices are the machine's and not the host's: a host looks at none unless the plan, or a test that edits its
+    /// file, says at which. Links stay in a folder of its own.
+    fn devices_text(&self, planned: &str) -> String {
+        let include = if planned.contains("include") { "" } else { "include = []\n" };
+        format!("{include}links = \"{}\"\n{planned}", self.device_links().display())
+    }
+
+    /// The folder of the links to this host's block devices.
+    pub fn device_links(&self) -> PathBuf {
+        self.folder.join("devices")
     }
 
     /// Whether the host has power.

@@ -9,6 +9,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod checkpoints;
 pub mod completions;
+pub mod device;
 pub mod drain;
 pub mod exec;
 pub mod explain;
@@ -108,6 +109,7 @@ pub enum Verb {
     Nodes(nodes::Args),
     Links(links::Args),
     Views(views::Args),
+    Device(device::Args),
     Replace(replace::Args),
     Leave(leave::Args),
     Drain(drain::Args),
@@ -191,6 +193,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Nodes(args) => block_on(nodes::run(args, context))?.map(done),
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
+        Verb::Device(args) => device::run(args, context).map(done),
         Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),
         Verb::Leave(args) => block_on(leave::run(args, context))?.map(done),
         Verb::Drain(args) => block_on(drain::run(args, context))?.map(done),

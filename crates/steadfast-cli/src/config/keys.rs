@@ -49,6 +49,9 @@ const KEYS: &[Key] = &[
     key("[container]", "uplink", "none", "The interface that takes the bridge outside."),
     key("[container]", "runc", "the first on PATH", "The runc to use."),
     key("[container]", "criu", "the first that is new enough", "The CRIU to use."),
+    key("[devices]", "include", "`[\"*\"]`", "Patterns of the kernel's names of the block devices that are looked at: `*` is any text, `?` one character. `[]`: this node takes no part in device names."),
+    key("[devices]", "links", "`/dev/steadfast`", "The folder in which each name is a link to its device. Two agents on one machine need folders of their own."),
+    key("[devices]", "automatic", "`true`", "Whether this node gives the next automatic name to a device that several nodes see, that is surely one, and that was never named."),
     key("[api]", "socket", "`steadfast.sock` in `data`", "The API's socket; its owner only."),
 ];
 

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use steadfast::devices::LINKS;
 use steadfast_proto::detect::Settings;
 use steadfast_proto::domains::LEVELS_MAX;
 
@@ -31,6 +32,8 @@ pub const DEFAULT_DATA: &str = "/var/lib/steadfast";
 pub const DEFAULT_PORT: u16 = 7400;
 /// Most networks that one node can have.
 pub const NETWORKS_MAX: usize = 8;
+/// Most patterns of devices.
+pub const PATTERNS_MAX: usize = 64;
 
 /// The environment variables that replace keys of the file.
 pub const VARIABLES: [&str; 7] = [
@@ -65,6 +68,9 @@ memory = "8GiB"                # lent to the cluster; default: a quarter of this
 profile = "gossip"             # which rule suspects: "gossip", "relative" or "timeout"
 interval = "100ms"             # between heartbeats; shorter detects sooner and costs traffic
 stall_limit = "10s"            # how long a process that is stopped on a live machine stays a member
+
+[devices]
+include = ["sd*", "nvme*"]     # the block devices that get names; "*" is any text; [] is none
 
 [container]
 run = "/run/steadfast"         # a tmpfs
@@ -109,6 +115,17 @@ pub struct ContainerConfig {
     pub criu: Option<PathBuf>,
 }
 
+/// Which block devices this node knows by the cluster's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicesConfig {
+    /// Patterns of the kernel's names of the devices that are looked at; none are when empty.
+    pub include: Vec<String>,
+    /// The folder of the links.
+    pub links: PathBuf,
+    /// Whether this node gives automatic names to devices that are surely shared.
+    pub automatic: bool,
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -134,6 +151,8 @@ pub struct Config {
     pub memory_folder: PathBuf,
     /// Containers on this node.
     pub container: ContainerConfig,
+    /// Block devices on this node.
+    pub devices: DevicesConfig,
     /// The API's socket.
     pub socket: PathBuf,
 }
@@ -163,6 +182,9 @@ pub struct RawConfig {
     bridge: Option<Given>,
     runc: Option<Given>,
     criu: Option<Given>,
+    include: Option<Vec<Given>>,
+    device_links: Option<Given>,
+    automatic: Option<Given>,
     socket: Option<Given>,
 }
 
@@ -204,6 +226,12 @@ impl RawConfig {
             raw.runc = container.text("runc", problems);
             raw.criu = container.text("criu", problems);
             container.finish(problems);
+        }
+        if let Some(mut devices) = top.table("devices", problems) {
+            raw.include = devices.texts("include", problems);
+            raw.device_links = devices.text("links", problems);
+            raw.automatic = devices.scalar("automatic", problems);
+            devices.finish(problems);
         }
         if let Some(mut api) = top.table("api", problems) {
             raw.socket = api.text("socket", problems);
@@ -268,6 +296,7 @@ impl RawConfig {
         let uplink = self.uplink.as_ref().and_then(|given| problems.check(given, interface_name));
         let runc = self.runc.as_ref().and_then(|given| problems.check(given, absolute));
         let criu = self.criu.as_ref().and_then(|given| problems.check(given, absolute));
+        let devices = self.check_devices(problems);
         let socket = match (&self.socket, &data) {
             (Some(given), _) => problems.check(given, absolute),
             (None, Some(data)) => Some(data.join("steadfast.sock")),
@@ -291,8 +320,23 @@ impl RawConfig {
                 runc,
                 criu,
             },
+            devices: devices?,
             socket: socket?,
         })
+    }
+
+    fn check_devices(&self, problems: &mut Problems) -> Option<DevicesConfig> {
+        let every = [Given::flag("devices.include", "*")];
+        let given = self.include.as_deref().unwrap_or(&every);
+        if let Some(surplus) = given.get(PATTERNS_MAX) {
+            problems.refuse(surplus, format!("at most {PATTERNS_MAX} patterns are possible; use `*`"));
+        }
+        let include = given.iter().filter_map(|given| problems.check(given, device_pattern)).collect();
+        let links = folder(self.device_links.as_ref(), LINKS, problems);
+        let automatic = self.automatic.as_ref().map_or(Some(true), |given| {
+            problems.check(given, |text| choice(text, &[("true", true), ("false", false)]))
+        });
+        Some(DevicesConfig { include, links: links?, automatic: automatic? })
     }
 
     fn check_domain(&self, problems: &mut Problems) -> Vec<String> {
@@ -422,6 +466,17 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     Ok(parsed)
 }
 
+fn device_pattern(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"*?_-.!".contains(&byte);
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+        return Err(format!(
+            "{text:?} is not a pattern of the kernel's names of block devices; write for example \"sd*\" or \"nvme0n1\""
+        ));
+    }
+    Ok(name.to_owned())
+}
+
 fn memory_size(text: &str) -> Result<u64, String> {
     let bytes = units::size(text)?;
     if bytes < 1 << 20 {
@@ -531,6 +586,26 @@ mod tests {
         let found = problems(&with("[\"Rack 3\"]"));
         assert!(found.len() == 1 && found[0].starts_with("node.toml:3: node.domain[0]:"), "{found:?}");
         assert!(problems(&with("\"rack-3\""))[0].contains("is not a list"));
+    }
+
+    #[test]
+    fn devices_are_chosen_by_patterns() {
+        let network = "[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let with = |devices: &str| format!("[node]\nname=\"a\"\n{network}[devices]\n{devices}\n");
+        let of =
+            |devices: &str| check_text("node.toml", &with(devices), |_| None).map(|config| config.devices);
+        let config = of("").unwrap();
+        assert_eq!(
+            (config.include, config.links, config.automatic),
+            (vec!["*".to_owned()], LINKS.into(), true)
+        );
+        let config = of("include = [\"/dev/sd*\", \"loop7?\"]\nautomatic = false").unwrap();
+        assert_eq!((config.include, config.automatic), (vec!["sd*".to_owned(), "loop7?".to_owned()], false));
+        assert_eq!(of("include = []").unwrap().include, Vec::<String>::new());
+        let found = problems(&with("include = [\"sd a\"]\nautomatic = \"perhaps\"\nlinks = \"x\""));
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("devices.include[0]") && found[0].contains("nvme0n1"), "{found:?}");
+        assert!(found[1].contains("\"true\", \"false\"") && found[2].contains("whole path"), "{found:?}");
     }
 
     #[test]

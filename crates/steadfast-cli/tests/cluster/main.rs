@@ -13,6 +13,7 @@ mod bed;
 mod checkpoints;
 mod conclusions;
 mod detection;
+mod devices;
 mod forgeries;
 mod identity;
 mod links;

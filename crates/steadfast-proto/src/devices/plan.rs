@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::registry::DeviceRows;
 use super::table::{ENTRIES_MAX, LocalName, Step, Table};
 use super::{DeviceId, DeviceName};
+use crate::flaw::{Flaw, is_planted};
 
 /// Whether something uses a device here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,8 +216,20 @@ impl Planner {
             }
             // What is left bears each other's names in rings: one of each ring steps aside.
             let Some(id) = self.pending.keys().next().cloned() else { return };
+            if is_planted(Flaw::NoTemporaryNames) {
+                return self.move_at_once();
+            }
             let aside = self.table.free_temporary();
             ready.extend(self.move_to(&id, aside));
+        }
+    }
+
+    /// The planted flaw: every device of a ring takes its name, whoever bears it.
+    fn move_at_once(&mut self) {
+        for (id, target) in std::mem::take(&mut self.pending) {
+            let Some(entry) = self.table.entries().get(&id) else { continue };
+            let (from, to) = (entry.name.clone(), LocalName::Named(target));
+            self.plan.steps.push(Step::Move { id, from, to });
         }
     }
 

@@ -12,6 +12,7 @@ use super::{
     DeviceId, DeviceKey, DeviceName, DeviceNameRow, DeviceRow, NamingRow, ProofRow, SeenRow, Sighting,
 };
 use crate::catalog::{RowError, decode_row, encode_row};
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::NodeId;
 
 /// The most devices that a cluster ever names.
@@ -33,7 +34,7 @@ pub struct DeviceRows {
     devices: BTreeMap<DeviceId, Kept<DeviceRow>>,
     names: BTreeMap<DeviceName, Kept<DeviceNameRow>>,
     seen: BTreeMap<NodeId, SeenRow>,
-    proofs: BTreeMap<DeviceId, ProofRow>,
+    proofs: BTreeMap<DeviceId, Kept<ProofRow>>,
 }
 
 /// Whether nodes see one device or several that say the same of themselves.
@@ -195,7 +196,7 @@ impl DeviceRows {
                 keep(&mut self.seen, node, row.map(|(_, bytes)| decode_row(bytes)).transpose()?);
             }
             DeviceKey::Proof(id) => {
-                keep(&mut self.proofs, id, row.map(|(_, bytes)| decode_row(bytes)).transpose()?);
+                keep(&mut self.proofs, id, row.map(kept).transpose()?);
             }
         }
         Ok(true)
@@ -234,7 +235,12 @@ impl DeviceRows {
 
     /// The number by which nodes can prove that they see one device.
     pub fn proof(&self, id: &DeviceId) -> Option<&ProofRow> {
-        self.proofs.get(id)
+        self.proofs.get(id).map(|kept| &kept.row)
+    }
+
+    /// The catalog's version of the row of [`DeviceRows::proof`]; 0 where there is none.
+    pub fn proof_version(&self, id: &DeviceId) -> u64 {
+        self.proofs.get(id).map_or(0, |kept| kept.version)
     }
 
     /// Whether the nodes that see `id` see one device. Only answers to the newest number count.
@@ -248,7 +254,8 @@ impl DeviceRows {
             };
             self.sightings(id).filter_map(answered).collect::<BTreeMap<NodeId, bool>>()
         };
-        let Some(proof) = self.proof(id).filter(|proof| seers.contains(&proof.node)) else {
+        let is_good = |proof: &&ProofRow| seers.contains(&proof.node) && !self.is_spoiled(id, proof);
+        let Some(proof) = self.proof(id).filter(is_good) else {
             return if seers.len() < 2 { Sharing::NotShared } else { Sharing::Claimed };
         };
         let answers = answers(proof);
@@ -260,6 +267,85 @@ impl DeviceRows {
             count if answers.len() == count => Sharing::Proved(seers),
             _ => Sharing::Claimed,
         }
+    }
+
+    /// The nodes of which it is sure that what they see under `id` is one and the same device: all of them where the id is
+    /// worldwide, the only one, or else those that read on it what one of them wrote there. Nobody is, once one of them
+    /// read something else: nothing tells which of the two devices the name was meant for.
+    pub fn certain_on(&self, id: &DeviceId) -> BTreeSet<NodeId> {
+        let sightings: BTreeMap<NodeId, &Sighting> = self.sightings(id).collect();
+        let sizes: BTreeSet<u64> = sightings.values().map(|sighting| sighting.bytes).collect();
+        if sizes.len() > 1 || self.has_twins(id) {
+            return BTreeSet::new();
+        }
+        if sightings.len() < 2 || id.is_worldwide() {
+            return sightings.into_keys().collect();
+        }
+        let Some(proof) = self.proof(id) else { return BTreeSet::new() };
+        let has_read = |sighting: &Sighting| {
+            sighting.answer.is_some_and(|answer| answer.number == proof.number && answer.is_there)
+        };
+        sightings.into_iter().filter(|(_, sighting)| has_read(sighting)).map(|(node, _)| node).collect()
+    }
+
+    /// Whether nodes see different devices that say of themselves that they are `id`.
+    pub fn has_twins(&self, id: &DeviceId) -> bool {
+        matches!(self.sharing(id), Sharing::Twins { .. })
+    }
+
+    /// For each node every name, old ones too, of the devices that it surely sees; for the choice of a node that a
+    /// container can run on. A name that was taken away is none.
+    pub fn located(&self) -> BTreeMap<NodeId, BTreeSet<DeviceName>> {
+        let mut on: BTreeMap<&DeviceId, BTreeSet<NodeId>> = BTreeMap::new();
+        let mut located: BTreeMap<NodeId, BTreeSet<DeviceName>> = BTreeMap::new();
+        for (name, kept) in &self.names {
+            let id = &kept.row.device;
+            if self.device(id).is_none_or(|row| row.is_retired) {
+                continue;
+            }
+            for node in on.entry(id).or_insert_with(|| self.certain_on(id)).iter() {
+                located.entry(*node).or_default().insert(name.clone());
+            }
+        }
+        located
+    }
+
+    /// The device that ever bore `name`, under whatever name now; none when its name was taken away.
+    pub fn ever_named(&self, name: &DeviceName) -> Option<&DeviceRow> {
+        let owner = &self.names.get(name)?.row.device;
+        self.device(owner).filter(|row| !row.is_retired)
+    }
+
+    /// Whether several nodes surely see one device that was never named, so that it is to get an automatic name.
+    pub fn wants_name(&self, id: &DeviceId) -> bool {
+        self.device(id).is_none() && self.certain_on(id).len() > 1 && is_one_device(self, id).is_ok()
+    }
+
+    /// Whether `id` lacks a proof that it is one device, and who of `members` is to begin one: the first that sees it and
+    /// does not use it.
+    pub fn next_writer(&self, id: &DeviceId, members: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let seers: BTreeMap<NodeId, &Sighting> =
+            self.sightings(id).filter(|(node, _)| members.contains(node)).collect();
+        let is_good = |proof: &ProofRow| seers.contains_key(&proof.node) && !self.is_spoiled(id, proof);
+        let has_begun = self.proof(id).is_some_and(is_good);
+        if !id.is_label() || seers.len() < 2 || has_begun {
+            return None;
+        }
+        seers.into_iter().find(|(_, sighting)| !sighting.in_use).map(|(node, _)| node)
+    }
+
+    /// Whether the writer itself does not read its number any more: another's came after it, so it proves nothing.
+    fn is_spoiled(&self, id: &DeviceId, proof: &ProofRow) -> bool {
+        let own = self.seen.get(&proof.node).and_then(|row| row.devices.get(id)?.answer);
+        own.is_some_and(|answer| answer.number == proof.number && !answer.is_there)
+    }
+
+    /// Why no name can be given to `id` now.
+    ///
+    /// # Errors
+    /// No node sees it, or nodes see different devices under it; see [`NamingError`].
+    pub fn check(&self, id: &DeviceId) -> Result<(), NamingError> {
+        is_one_device(self, id)
     }
 
     fn name_version(&self, name: &DeviceName) -> u64 {
@@ -277,20 +363,27 @@ pub fn assign(rows: &DeviceRows, id: &DeviceId, now_unix_ms: u64) -> Result<Deci
     }
     is_one_device(rows, id)?;
     let mut naming = rows.naming();
+    let is_flawed = is_planted(Flaw::CounterReused);
+    if is_flawed {
+        let live = rows.devices().filter(|row| !row.is_retired).count();
+        naming.counter = live.try_into().unwrap_or(u64::MAX);
+    }
     let name = loop {
         let number = naming.counter.checked_add(1).ok_or(NamingError::Full { found: rows.names.len() })?;
         naming.counter = number;
         let error = |_| NamingError::Prefix { prefix: naming.prefix.clone(), number };
         let name = DeviceName::numbered(&naming.prefix, number).map_err(error)?;
         // A name from before the prefix was reserved keeps its device.
-        if !rows.names.contains_key(&name) {
+        if is_flawed || !rows.names.contains_key(&name) {
             break name;
         }
     };
     let row = DeviceRow { id: id.clone(), name, added_unix_ms: now_unix_ms, is_retired: false };
     let mut claim = Claim::default();
     let version = rows.naming.as_ref().map_or(0, |kept| kept.version);
-    claim.set(DeviceKey::Naming, version, &naming);
+    if !is_flawed {
+        claim.set(DeviceKey::Naming, version, &naming);
+    }
     bind(rows, claim, row)
 }
 

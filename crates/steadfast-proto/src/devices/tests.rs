@@ -9,6 +9,7 @@ use super::registry::{Claim, Decision, DeviceRows, NamingError, Sharing, assign,
 use super::table::{LocalName, LocalNameError, Step, StepError, Table};
 use super::*;
 use crate::catalog::{decode_row, encode_row};
+use crate::flaw::{Flaw, plant};
 
 fn id(number: usize) -> DeviceId {
     format!("naa:5000c500{number:08x}").parse().unwrap()
@@ -126,9 +127,7 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-type Assign = fn(&DeviceRows, &DeviceId, u64) -> Result<Decision, NamingError>;
-
-fn decide(rows: &DeviceRows, request: &Request, assign: Assign) -> Result<Decision, NamingError> {
+fn decide(rows: &DeviceRows, request: &Request) -> Result<Decision, NamingError> {
     match request {
         Request::Assign(device) => assign(rows, &id(*device), 0),
         Request::Name(device, new) => name(rows, &id(*device), &named(POOL[*new]), 0),
@@ -138,7 +137,7 @@ fn decide(rows: &DeviceRows, request: &Request, assign: Assign) -> Result<Decisi
 }
 
 /// Three clients that decide on what they last read and commit later, or crash in between.
-fn run_clients(events: &[(usize, Option<Request>)], assign: Assign) -> Result<(), String> {
+fn run_clients(events: &[(usize, Option<Request>)]) -> Result<(), String> {
     let mut catalog = Catalog::default();
     catalog.show(1, 0..6);
     let mut checker = NamesChecker::default();
@@ -147,7 +146,7 @@ fn run_clients(events: &[(usize, Option<Request>)], assign: Assign) -> Result<()
     for (client, event) in events {
         match event {
             Some(request) => {
-                waiting[*client] = match decide(&views[*client], request, assign) {
+                waiting[*client] = match decide(&views[*client], request) {
                     Ok(Decision::Commit { claim, .. }) => Some(claim),
                     Ok(Decision::Already(_)) | Err(_) => None,
                 };
@@ -164,23 +163,6 @@ fn run_clients(events: &[(usize, Option<Request>)], assign: Assign) -> Result<()
     Ok(())
 }
 
-/// The mutation "counter reused": numbers are made from what is named now, and the catalog compares no counter.
-fn assign_by_count(rows: &DeviceRows, id: &DeviceId, now: u64) -> Result<Decision, NamingError> {
-    let (mut claim, mut row) = match assign(rows, id, now)? {
-        Decision::Commit { claim, row } => (claim, row),
-        already @ Decision::Already(_) => return Ok(already),
-    };
-    let live = rows.devices().filter(|row| !row.is_retired).count();
-    row.name = DeviceName::numbered(PREFIX, u64::try_from(live).unwrap() + 1).unwrap();
-    let name_row = DeviceNameRow { device: id.clone() };
-    claim.compare.retain(|(key, _)| key.starts_with("devices/id/"));
-    claim.puts = vec![
-        (DeviceKey::Device(id.clone()).encode(), encode_row(&row).unwrap()),
-        (DeviceKey::Name(row.name.clone()).encode(), encode_row(&name_row).unwrap()),
-    ];
-    Ok(Decision::Commit { claim, row })
-}
-
 fn events() -> impl Strategy<Value = Vec<(usize, Option<Request>)>> {
     proptest::collection::vec((0..3usize, proptest::option::of(request())), 0..60)
 }
@@ -188,29 +170,33 @@ fn events() -> impl Strategy<Value = Vec<(usize, Option<Request>)>> {
 proptest! {
     #[test]
     fn no_name_ever_goes_to_a_second_device_and_the_counter_only_grows(events in events()) {
-        run_clients(&events, assign).map_err(TestCaseError::fail)?;
+        run_clients(&events).map_err(TestCaseError::fail)?;
     }
 }
 
 #[test]
 fn a_counter_that_is_used_twice_is_caught() {
     let ask = |client, request| (client, Some(request));
-    let (at_once, one_by_one) = (
-        vec![ask(0, Request::Assign(0)), ask(1, Request::Assign(1)), (0, None), (1, None)],
-        // The name `disk-1` is taken away in between.
-        vec![
-            ask(0, Request::Assign(0)),
-            (0, None),
-            ask(0, Request::Unname(3)),
-            (0, None),
-            ask(0, Request::Assign(1)),
-            (0, None),
-        ],
-    );
-    for events in [at_once, one_by_one] {
-        run_clients(&events, assign).unwrap();
-        assert!(run_clients(&events, assign_by_count).unwrap_err().starts_with("N1"));
-    }
+    // The name `disk-1` is taken away before the second device comes.
+    let events = [
+        ask(0, Request::Assign(0)),
+        (0, None),
+        ask(0, Request::Unname(3)),
+        (0, None),
+        ask(0, Request::Assign(1)),
+        (0, None),
+    ];
+    run_clients(&events).unwrap();
+    let error = flawed(Flaw::CounterReused, || run_clients(&events)).unwrap_err();
+    assert!(error.starts_with("N1"), "{error}");
+}
+
+/// What comes of `work` with a planted flaw.
+fn flawed<T>(flaw: Flaw, work: impl FnOnce() -> T) -> T {
+    plant(Some(flaw));
+    let outcome = work();
+    plant(None);
+    outcome
 }
 
 #[test]
@@ -300,6 +286,70 @@ fn a_device_is_shared_once_everybody_read_what_one_wrote() {
     assert_eq!(see(&mut catalog, 3, Some((7, false))), twins);
     let refused = assign(&catalog.read(), &id(0), 0).unwrap_err();
     assert!(refused.to_string().contains("is not on the device that node"), "{refused}");
+}
+
+#[test]
+fn a_device_is_located_only_where_it_is_certain() {
+    let mut catalog = Catalog::default();
+    let label = |number: usize| format!("label:{number}").parse::<DeviceId>().unwrap();
+    let see = |catalog: &mut Catalog, node, answer: Option<(u128, bool)>| {
+        let answer = answer.map(|(number, is_there)| Answer { number, is_there });
+        let sighting =
+            |answer| Sighting { kernel_name: "sda".to_owned(), bytes: 1, paths: 1, in_use: false, answer };
+        let devices = [(label(0), sighting(answer)), (id(0), sighting(None))].into();
+        catalog.put(DeviceKey::Seen(NodeId(node)), &SeenRow { devices, duplicates: BTreeSet::new() });
+    };
+    let on = |catalog: &Catalog, name: &str| -> Vec<u128> {
+        let located = catalog.read().located();
+        located.iter().filter(|(_, names)| names.contains(name)).map(|(node, _)| node.0).collect()
+    };
+    let members = |nodes: &[u128]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+    see(&mut catalog, 1, None);
+    let decision = name(&catalog.read(), &label(0), &named("data1"), 0);
+    catalog.carry_out(decision);
+    let decision = name(&catalog.read(), &id(0), &named("wide"), 0);
+    catalog.carry_out(decision);
+    assert_eq!(on(&catalog, "data1"), [1], "the only node that sees it");
+    see(&mut catalog, 2, None);
+    assert_eq!((on(&catalog, "data1"), on(&catalog, "wide")), (vec![], vec![1, 2]));
+    assert_eq!(catalog.read().next_writer(&label(0), &members(&[1, 2])), Some(NodeId(1)));
+    assert_eq!(
+        catalog.read().next_writer(&label(0), &members(&[2])),
+        None,
+        "a node that is away proves nothing"
+    );
+    assert_eq!(
+        catalog.read().next_writer(&id(0), &members(&[1, 2])),
+        None,
+        "nothing is written to a disk with content"
+    );
+    catalog.put(DeviceKey::Proof(label(0)), &ProofRow { node: NodeId(1), number: 7 });
+    assert_eq!(catalog.read().next_writer(&label(0), &members(&[1, 2])), None);
+    see(&mut catalog, 1, Some((7, true)));
+    see(&mut catalog, 2, Some((7, true)));
+    see(&mut catalog, 3, None);
+    assert_eq!(on(&catalog, "data1"), [1, 2], "the third has not read it yet");
+    see(&mut catalog, 3, Some((7, false)));
+    assert!(on(&catalog, "data1").is_empty(), "the third has a twin, and nothing tells which one is meant");
+    see(&mut catalog, 1, Some((7, false)));
+    let writer = catalog.read().next_writer(&label(0), &members(&[1, 2]));
+    assert_eq!(
+        writer,
+        Some(NodeId(1)),
+        "a number that its writer does not find was overwritten, and proves nothing"
+    );
+    assert_eq!(catalog.read().sharing(&label(0)), Sharing::Claimed);
+    let decision = rename(&catalog.read(), &named("wide"), &named("other"));
+    catalog.carry_out(decision);
+    assert_eq!(
+        (on(&catalog, "wide"), on(&catalog, "other")),
+        (vec![1, 2, 3], vec![1, 2, 3]),
+        "old names count"
+    );
+    let decision = unname(&catalog.read(), &named("other"));
+    catalog.carry_out(decision);
+    assert_eq!((on(&catalog, "wide"), on(&catalog, "other")), (vec![], vec![]));
+    assert!(!catalog.read().wants_name(&id(0)), "its name was taken away on purpose");
 }
 
 #[test]
@@ -444,13 +494,10 @@ fn a_ring_renamed_without_temporary_names_is_caught() {
     let is_aside = |step: &Step| matches!(step, Step::Move { to: LocalName::Temporary(_), .. });
     assert_eq!(plan.steps.iter().filter(|step| is_aside(step)).count(), 1);
     assert_eq!(plan.steps.len(), 33);
-    // The mutation: everybody is renamed at once, and whoever bears the name loses it.
-    let flawed = start.entries().iter().map(|(id, entry)| {
-        let to = LocalName::Named(rows.device(id).unwrap().name.clone());
-        Step::Move { id: id.clone(), from: entry.name.clone(), to }
-    });
+    let flawed = flawed(Flaw::NoTemporaryNames, || reconcile(&start, &rows, &idle(0..32)));
+    assert_eq!(flawed.steps.len(), 32);
     let (mut outside, mut table) = (shown(&start), start.clone());
-    let caught: Vec<_> = flawed.map(|step| (outside.take(&step), table.take(&step))).collect();
+    let caught: Vec<_> = flawed.steps.iter().map(|step| (outside.take(step), table.take(step))).collect();
     assert!(caught[0].0.as_ref().is_err_and(|error| error.starts_with("N3")), "{:?}", caught[0]);
     assert!(caught.iter().any(|(_, step)| matches!(step, Err(StepError::Occupied { .. }))));
 }

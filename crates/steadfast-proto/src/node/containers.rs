@@ -558,7 +558,8 @@ impl Node {
                 } else {
                     self.peers.get(&row.id).map_or(0, |peer| peer.free_bytes)
                 };
-                Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0))
+                let devices = self.devices.get(&row.id).cloned().unwrap_or_default();
+                Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0)).seeing(devices)
             })
             .collect()
     }

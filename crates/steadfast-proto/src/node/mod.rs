@@ -15,6 +15,7 @@ mod probation;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::{
@@ -22,6 +23,7 @@ use crate::catalog::{
     View, ViewRecord,
 };
 use crate::detect::{self, Detector, Evidence, Opinion};
+use crate::devices::DeviceName;
 use crate::ids::{ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::{self, Grantor, Holder};
 use crate::machine::Machine;
@@ -111,6 +113,8 @@ pub enum Input {
         /// What it is now.
         change: Change,
     },
+    /// The names of the devices that each node surely sees, by the committed rows about devices.
+    Devices(BTreeMap<NodeId, BTreeSet<DeviceName>>),
     /// Everything has been handed over that a read through a majority saw, which began after this node's start and
     /// after its last `Synced`. One is needed; one a minute lets this node free what removed containers left.
     Synced,
@@ -338,6 +342,7 @@ pub struct Node {
     cluster: Option<ClusterRow>,
     view: Option<(u64, View)>,
     nodes: BTreeMap<NodeId, NodeRow>,
+    devices: BTreeMap<NodeId, Arc<BTreeSet<DeviceName>>>,
     containers: BTreeMap<ContainerId, (u64, ContainerRow)>,
     synced: bool,
     leader: Option<NodeId>,
@@ -372,6 +377,7 @@ impl Node {
             cluster: None,
             view: None,
             nodes: BTreeMap::new(),
+            devices: BTreeMap::new(),
             containers: BTreeMap::new(),
             synced: false,
             leader: None,
@@ -497,6 +503,9 @@ impl Machine for Node {
             }
             Input::Interface { network, up } => self.detector.interface(now, network, up),
             Input::Committed { revision, change } => self.committed(now, revision, change, out),
+            Input::Devices(seen) => {
+                self.devices = seen.into_iter().map(|(node, names)| (node, Arc::new(names))).collect();
+            }
             Input::Synced => self.in_step(now),
             Input::Leader(leader) => self.leader = leader,
             Input::Proposed { proposal, accepted: _ } => {

@@ -27,7 +27,13 @@ impl Tree {
 
     pub(in crate::devices) fn roots(&self) -> Roots {
         let path = |name| self.path(name);
-        Roots { sys: path("sys"), dev: path("dev"), mountinfo: path("mountinfo"), swaps: path("swaps") }
+        Roots {
+            sys: path("sys"),
+            dev: path("dev"),
+            mountinfo: path("mountinfo"),
+            swaps: path("swaps"),
+            ..Roots::default()
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {

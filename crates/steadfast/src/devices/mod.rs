@@ -7,6 +7,7 @@
 
 mod hardware;
 mod identify;
+mod label;
 mod links;
 mod probe;
 mod proof;
@@ -22,11 +23,13 @@ use steadfast_proto::devices::plan::{Deferred, Use, reconcile};
 use steadfast_proto::devices::registry::DeviceRows;
 use steadfast_proto::devices::table::{LocalName, LocalNameError, Step, StepError, Table};
 use steadfast_proto::devices::{Answer, DeviceId, DeviceName, SEEN_MAX, SeenRow, Sighting};
+use steadfast_proto::ids::NodeId;
 
 use self::links::Links;
 use self::store::Store;
 
 pub use self::identify::{Seen, Unidentified};
+pub use self::label::{LabelError, write_label};
 pub use self::links::InTheWay;
 pub use self::probe::{Content, Mark, Source, Unclear, label_bytes, probe};
 pub use self::proof::ProofError;
@@ -116,6 +119,8 @@ pub struct Devices {
     seen: Vec<Seen>,
     held: BTreeSet<DeviceId>,
     answers: BTreeMap<DeviceId, Answer>,
+    /// Of which another node sees a twin, by the rows that were applied last.
+    doubted: BTreeSet<DeviceId>,
 }
 
 impl Devices {
@@ -133,8 +138,15 @@ impl Devices {
     /// See [`Devices::open`].
     pub fn open_at(directory: &Path, links: &Path, roots: Roots) -> Result<Devices, DevicesError> {
         let (store, links) = (Store::open(directory)?, Links::open(links)?);
-        let (seen, held, answers) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
-        Ok(Devices { roots, store, links, seen, held, answers })
+        Ok(Devices {
+            roots,
+            store,
+            links,
+            seen: Vec::new(),
+            held: BTreeSet::new(),
+            answers: BTreeMap::new(),
+            doubted: BTreeSet::new(),
+        })
     }
 
     /// Looks at all block devices; gives each once, identified or not.
@@ -194,7 +206,13 @@ impl Devices {
     /// The node of the device that `name` leads to, if it is here and in no doubt.
     pub fn node(&self, name: &DeviceName) -> Option<&Path> {
         let id = self.table().bearer(&LocalName::Named(name.clone()))?;
-        self.lead(id).map(|seen| seen.node.as_path())
+        self.undoubted(id).map(|seen| seen.node.as_path())
+    }
+
+    /// The node of the device `id`, if it is here now and in no doubt.
+    pub fn node_of(&self, id: &DeviceId) -> Option<&Path> {
+        let seen = self.undoubted(id).filter(|seen| self.is_still_there(seen))?;
+        Some(seen.node.as_path())
     }
 
     /// Writes a random number to a device, for the others to find; put it into the catalog as a `ProofRow`.
@@ -211,14 +229,15 @@ impl Devices {
         Ok(number)
     }
 
-    /// Looks for the numbers of which the catalog's `ProofRow`s speak; the answers are part of [`Devices::seen_row`].
-    /// Gives whether one is new.
-    pub fn answer(&mut self, rows: &DeviceRows) -> bool {
+    /// Looks for the numbers of which the catalog's `ProofRow`s speak; the answers of this node, `own`, are part of
+    /// [`Devices::seen_row`]. Gives whether one is new. What this node wrote itself is read again every time: it may have
+    /// been overwritten since.
+    pub fn answer(&mut self, own: NodeId, rows: &DeviceRows) -> bool {
         let mut answers = BTreeMap::new();
         for seen in &self.seen {
             let Ok(id) = &seen.identity else { continue };
             let Some(row) = rows.proof(id) else { continue };
-            let known = self.answers.get(id).filter(|answer| answer.number == row.number);
+            let known = self.answers.get(id).filter(|answer| answer.number == row.number && row.node != own);
             let answer = known.copied().or_else(|| match proof::read(seen) {
                 Ok(found) => Some(Answer { number: row.number, is_there: found == Some(row.number) }),
                 Err(error) => {
@@ -253,8 +272,10 @@ impl Devices {
     /// The table or the links can't be written. Repeat it: it goes on where it ended. After a failed write of the
     /// table, open again first.
     pub fn apply(&mut self, rows: &DeviceRows) -> Result<Report, DevicesError> {
+        let ids = self.seen.iter().filter_map(|seen| seen.identity.as_ref().ok());
+        self.doubted = ids.filter(|id| rows.has_twins(id)).cloned().collect();
         let uses = self.seen.iter().filter_map(|seen| {
-            let id = seen.identity.as_ref().ok()?;
+            let id = seen.identity.as_ref().ok().filter(|id| !self.doubted.contains(id))?;
             let is_busy = seen.in_use || self.held.contains(id);
             Some((id.clone(), if is_busy { Use::Busy } else { Use::Idle }))
         });
@@ -271,7 +292,7 @@ impl Devices {
     pub fn follow(&mut self) -> Result<Report, DevicesError> {
         let mut links = BTreeMap::new();
         for (id, entry) in self.table().entries() {
-            let Some(seen) = self.lead(id).filter(|seen| self.is_still_there(seen)) else { continue };
+            let Some(seen) = self.undoubted(id).filter(|seen| self.is_still_there(seen)) else { continue };
             links.insert(entry.name.to_string(), seen.node.clone());
             links.extend(entry.alias.as_ref().map(|alias| (alias.to_string(), seen.node.clone())));
         }
@@ -304,7 +325,7 @@ impl Devices {
     }
 
     fn link(&self, id: &DeviceId, name: &str) -> Result<(), DevicesError> {
-        match self.lead(id).filter(|seen| self.is_still_there(seen)) {
+        match self.undoubted(id).filter(|seen| self.is_still_there(seen)) {
             Some(seen) if self.links.in_the_way(name).is_none() => self.links.set(name, &seen.node),
             Some(_) | None => self.links.remove(name),
         }
@@ -312,6 +333,11 @@ impl Devices {
 
     fn lead(&self, id: &DeviceId) -> Option<&Seen> {
         self.seen.iter().find(|seen| seen.identity.as_ref() == Ok(id))
+    }
+
+    /// What is called `id` here, unless another node sees a twin of it.
+    fn undoubted(&self, id: &DeviceId) -> Option<&Seen> {
+        self.lead(id).filter(|_| !self.doubted.contains(id))
     }
 
     /// Whether the kernel's name still leads to what was looked at.

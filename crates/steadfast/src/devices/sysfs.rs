@@ -25,6 +25,8 @@ pub struct Roots {
     pub mountinfo: PathBuf,
     /// `/proc/swaps`, or a recorded one.
     pub swaps: PathBuf,
+    /// Patterns of the kernel's names of the devices that are looked at; `*` stands for any text, `?` for one character.
+    pub include: Vec<String>,
 }
 
 impl Default for Roots {
@@ -34,6 +36,7 @@ impl Default for Roots {
             dev: "/dev".into(),
             mountinfo: "/proc/self/mountinfo".into(),
             swaps: "/proc/swaps".into(),
+            include: vec!["*".to_owned()],
         }
     }
 }
@@ -87,12 +90,37 @@ pub(super) fn read(roots: &Roots) -> io::Result<Vec<Block>> {
     let folder = roots.sys.join("class/block");
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(&folder)? {
-        if let Ok(name) = entry?.file_name().into_string() {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        if roots.include.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes())) {
             names.insert(name);
         }
     }
     let blocks = names.into_iter().take(DEVICES_MAX).map(|name| block(&folder, name));
     Ok(blocks.filter(|block| block.bytes > 0).collect())
+}
+
+/// Whether `name` is one of those that `pattern` describes.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    // Of all `*` only the last one that was passed has to be tried again with more text.
+    let (mut place, mut begin, mut star) = (0, 0, None);
+    while begin < name.len() {
+        match (pattern.get(place), name.get(begin)) {
+            (Some(b'*'), _) => {
+                star = Some((place, begin));
+                place += 1;
+            }
+            (Some(wanted), Some(found)) if *wanted == b'?' || wanted == found => {
+                place += 1;
+                begin += 1;
+            }
+            _ => {
+                let Some((at, from)) = star else { return false };
+                star = Some((at, from + 1));
+                (place, begin) = (at + 1, from + 1);
+            }
+        }
+    }
+    pattern.iter().skip(place).all(|byte| *byte == b'*')
 }
 
 /// How often something was attached under this name, read afresh.
@@ -177,4 +205,24 @@ fn attribute(place: &Path, name: &str) -> Vec<u8> {
         bytes.clear();
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_choose_names() {
+        let is = |pattern: &str, name: &str| matches(pattern.as_bytes(), name.as_bytes());
+        for (pattern, name) in
+            [("*", "sda"), ("sd*", "sda1"), ("loop70??", "loop7012"), ("*p1", "nvme0n1p1"), ("**a", "a")]
+        {
+            assert!(is(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in
+            [("", "sda"), ("sd", "sda"), ("loop70??", "loop701"), ("loop?", "loop12"), ("*p1", "nvme0n1p12")]
+        {
+            assert!(!is(pattern, name), "{pattern} {name}");
+        }
+    }
 }
