@@ -4,6 +4,7 @@
 //! is all that the agent sees. Every problem of a file is reported at once, with key and line. It never touches
 //! the machine: whether an address exists is found out when it is bound. Read [`source`] for the machinery.
 
+pub mod catalog;
 pub mod detect;
 pub mod keys;
 pub mod source;
@@ -18,6 +19,7 @@ use steadfast_proto::domains::LEVELS_MAX;
 use crate::codes::Code;
 use crate::failure::{Failure, did_you_mean};
 use crate::units;
+use catalog::{CatalogConfig, RawCatalog};
 use detect::RawDetect;
 use source::{Given, Problems, Section};
 
@@ -63,6 +65,9 @@ memory = "8GiB"                # lent to the cluster; default: a quarter of this
 profile = "gossip"             # which rule suspects: "gossip", "relative" or "timeout"
 interval = "100ms"             # between heartbeats; shorter detects sooner and costs traffic
 stall_limit = "10s"            # how long a process that is stopped on a live machine stays a member
+
+[catalog]
+engine = "embedded"            # the nodes keep it themselves; or "etcd", with `endpoints`
 
 [container]
 run = "/run/steadfast"         # a tmpfs
@@ -120,6 +125,8 @@ pub struct Config {
     pub mode: Mode,
     /// How it judges silence.
     pub detect: Settings,
+    /// Who keeps the catalog.
+    pub catalog: CatalogConfig,
     /// The networks, at least one.
     pub networks: Vec<NetworkConfig>,
     /// Checkpoint memory lent to the cluster, in bytes.
@@ -147,6 +154,7 @@ pub struct RawConfig {
     domain: Option<Vec<Given>>,
     mode: Option<Given>,
     detect: RawDetect,
+    catalog: RawCatalog,
     networks: Vec<(Option<Given>, Option<Given>, Given)>,
     memory: Option<Given>,
     memory_folder: Option<Given>,
@@ -179,6 +187,9 @@ impl RawConfig {
         }
         if let Some(detect) = top.table("detect", problems) {
             raw.detect = RawDetect::read(detect, problems);
+        }
+        if let Some(catalog) = top.table("catalog", problems) {
+            raw.catalog = RawCatalog::read(catalog, problems);
         }
         if let Some(mut checkpoint) = top.table("checkpoint", problems) {
             raw.memory = checkpoint.scalar("memory", problems);
@@ -229,6 +240,7 @@ impl RawConfig {
         let domain = self.check_domain(problems);
         let mode = self.mode.as_ref().map_or(Some(Mode::Agent), |given| problems.check(given, mode));
         let detect = self.detect.check(problems);
+        let catalog = self.catalog.check(problems);
         let networks = self.check_networks(problems);
         let memory_bytes = match (&self.memory, mode) {
             (Some(given), Some(mode @ (Mode::Observe | Mode::Witness))) => {
@@ -263,6 +275,7 @@ impl RawConfig {
             domain,
             mode: mode?,
             detect: detect?,
+            catalog: catalog?,
             networks,
             memory_bytes: memory_bytes?,
             memory_folder: memory_folder?,

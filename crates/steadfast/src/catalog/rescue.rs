@@ -17,6 +17,7 @@ use super::engine::{RaftNodeId, StoreId};
 use super::session::Sessions;
 use super::store::{self, Contents, Owner, Plant, StoreError};
 use super::table::Table;
+use super::watch::Feed;
 use super::{CatalogError, TABLE_BYTES_MAX, VALUE_BYTES_MAX, Versioned, check_key};
 use crate::envelope::write_atomic;
 
