@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use steadfast::catalog::Txn;
+use steadfast::catalog::{Catalog, Txn};
 use steadfast::identity::{CLUSTER_KEYS_MAX, ClusterKey, Identity, Membership};
 use steadfast::net::rpc::{Class, Peers, Services};
 use steadfast::net::tls::{Credentials, NodeKey, RENEW_AGE, serial_of};

@@ -90,7 +90,8 @@ mod tests {
     }
 
     fn member(data: &Path) -> String {
-        let made = found::init(&config(data), "home", std::time::Duration::from_secs(1));
+        let config = config(data);
+        let made = found::init(&config, "home", std::time::Duration::from_secs(1));
         crate::commands::block_on(made).unwrap().unwrap().node_id
     }
 
