@@ -28,6 +28,16 @@ pub enum CatalogConfig {
     Etcd(EtcdSettings),
 }
 
+impl CatalogConfig {
+    /// What this cluster's keys in etcd begin with, if they are there.
+    pub fn etcd_prefix(&self) -> Option<String> {
+        match self {
+            CatalogConfig::Embedded => None,
+            CatalogConfig::Etcd(settings) => Some(settings.prefix.clone()),
+        }
+    }
+}
+
 /// How etcd is reached. The same on every node, but for the certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdSettings {

@@ -32,6 +32,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::embedded::{Embedded, EmbeddedConfig, InitializeError, OpenError, Timings};
 pub use self::engine::{Member, RaftNodeId, StoreId};
+#[doc(hidden)]
+pub use self::etcd::RawEtcd;
 pub use self::etcd::{Etcd, EtcdConfig, EtcdOpenError, EtcdTls};
 pub use self::membership::MembershipError;
 pub use self::network::{Transport, TransportError};

@@ -179,10 +179,10 @@ impl Link {
         Err(LinkError::Unreachable(words(&error)))
     }
 
-    /// Whether the member that is asked now serves; another one is asked from now on if not.
-    pub(super) async fn probe(&self, deadline: Instant) -> Result<(), LinkError> {
+    /// etcd's revision now, from a member that serves; another one is asked if the one in use does not.
+    pub(super) async fn probe(&self, deadline: Instant) -> Result<u64, LinkError> {
         let request = RangeRequest { key: self.probe.clone(), ..RangeRequest::default() };
-        self.range(&request, deadline).await.map(drop)
+        self.range(&request, deadline).await.map(|answer| answer.header.revision)
     }
 
     async fn read<T>(

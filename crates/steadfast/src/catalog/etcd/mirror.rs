@@ -49,9 +49,7 @@ impl Mirror {
         if revision < state.revision {
             let known = state.revision;
             drop(state);
-            return self.close(format!(
-                "etcd went back from revision {known} to {revision}: it was restored from a snapshot, or its keys were deleted; what it holds now is accepted when the agent starts again"
-            ));
+            return self.close_gone_back(known, revision);
         }
         if revision > state.revision {
             state.bytes = rows.iter().map(|(key, row)| row_bytes(key, row)).sum();
@@ -85,6 +83,19 @@ impl Mirror {
         state.history.push(revision, changes);
         drop(state);
         self.show(revision);
+    }
+
+    /// Closes it if etcd, which was at `known` before, is at less now.
+    pub(super) fn check_not_back(&self, known: u64, now: u64) {
+        if now < known {
+            self.close_gone_back(known, now);
+        }
+    }
+
+    fn close_gone_back(&self, known: u64, now: u64) {
+        self.close(format!(
+            "etcd went back from revision {known} to {now}: it was restored from a snapshot, or its data were lost; what it holds now is accepted when the agent starts again"
+        ));
     }
 
     /// Whether all rows were received once.

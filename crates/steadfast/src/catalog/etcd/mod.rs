@@ -10,6 +10,7 @@ mod grpc;
 mod link;
 mod mirror;
 mod proto;
+mod raw;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,7 @@ use self::grpc::Endpoint;
 use self::link::{Link, LinkError};
 use self::mirror::Mirror;
 use self::proto::{Compare, KeyValue, Op, RangeRequest, TxnRequest, TxnResponse};
+pub use self::raw::RawEtcd;
 use super::engine::RaftNodeId;
 use super::machine::Progress;
 use super::watch::{Feed, LocalWatch, Reading};

@@ -152,7 +152,7 @@ impl Op {
         let writer = Writer::default();
         match self {
             Op::Range(range) => writer.message(1, &range.encode()),
-            Op::Put(key, value) => writer.message(2, &Writer::default().bytes(1, key).bytes(2, value).0),
+            Op::Put(key, value) => writer.message(2, &put_request(key, value)),
             Op::Delete(key) => writer.message(3, &Writer::default().bytes(1, key).0),
         }
         .0
@@ -196,6 +196,11 @@ impl TxnRequest {
         }
         writer.0
     }
+}
+
+/// Writes one key.
+pub(super) fn put_request(key: &[u8], value: &[u8]) -> Vec<u8> {
+    Writer::default().bytes(1, key).bytes(2, value).0
 }
 
 /// Asks for all changes of a range from a revision on.
