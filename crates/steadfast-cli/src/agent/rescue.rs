@@ -76,7 +76,7 @@ pub fn restore(config: &Config, file: &Path) -> Result<Restored, Failure> {
     let membership = member(identity.membership(), config)?;
     let all = backup.rows().len();
     if backup.cluster() != membership.cluster {
-        backup.rewrite(|key, row| adopted(key, row)).map_err(|what| unreadable(file, &what))?;
+        backup.rewrite(adopted).map_err(|what| unreadable(file, &what))?;
     }
     catalog::restore(
         &dir(config),
