@@ -87,7 +87,8 @@ fn a_prefix_has_one_cluster_and_a_cluster_one_engine() {
     second.steadfast_text(&["catalog", "backup", &file]).unwrap();
     assert!(std::fs::metadata(&saved).unwrap().len() > 100);
     for verb in [vec!["restore", &file], vec!["recover", "--from-survivor", "--lost", "1"]] {
-        let arguments = [vec!["catalog"], verb, vec!["--config", &config(1)]].concat();
+        let path = config(1);
+        let arguments = [vec!["catalog"], verb, vec!["--config", &path]].concat();
         let refused = second.steadfast_raw(&arguments).unwrap();
         assert!(!refused.success() && refused.stderr.contains("catalog is in etcd"), "{refused:?}");
     }

@@ -5,8 +5,8 @@
 //! Read next: `grpc` for one connection, `mirror` for what a node knows without asking.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +58,8 @@ pub(super) enum LinkError {
     Overloaded,
     /// etcd does not do such a thing; nothing was changed.
     Refused(String),
+    /// etcd was at the first revision before, and is at the second now; nothing was changed, and nothing will be.
+    WentBack(u64, u64),
 }
 
 /// Why a watch ended.
@@ -81,6 +83,10 @@ pub(super) struct Link {
     moves: watch::Sender<u64>,
     /// The etcd cluster that answered first.
     cluster: AtomicU64,
+    /// The newest revision that an answer bore.
+    newest: AtomicU64,
+    /// Set once an answer bore an older one than an answer before it.
+    went_back: OnceLock<(u64, u64)>,
     /// A key that a member is asked for to show that it serves.
     probe: Vec<u8>,
 }
@@ -109,6 +115,8 @@ impl Link {
             current: Mutex::default(),
             moves: watch::Sender::new(0),
             cluster: AtomicU64::new(0),
+            newest: AtomicU64::new(0),
+            went_back: OnceLock::new(),
             probe,
         }
     }
@@ -144,7 +152,11 @@ impl Link {
                 Err(_) => return Err(LinkError::Unreachable("the connection has no room for another request".into())),
             };
             let error = match until_given_up(moves, deadline, call.answer(ANSWER_BYTES_MAX)).await {
-                Some(Ok(answer)) => return TxnResponse::decode(&answer).map_err(|_| LinkError::Unknown),
+                Some(Ok(answer)) => {
+                    let response = TxnResponse::decode(&answer).map_err(|_| LinkError::Unknown)?;
+                    self.newest.fetch_max(response.header.revision, Ordering::Relaxed);
+                    return Ok(response);
+                }
                 Some(Err(error)) => error,
                 None => CallError::Lost("it took too long".into()),
             };
@@ -179,10 +191,10 @@ impl Link {
         Err(LinkError::Unreachable(words(&error)))
     }
 
-    /// etcd's revision now, from a member that serves; another one is asked if the one in use does not.
-    pub(super) async fn probe(&self, deadline: Instant) -> Result<u64, LinkError> {
+    /// Whether a member serves; another one is asked if the one in use does not.
+    pub(super) async fn probe(&self, deadline: Instant) -> Result<(), LinkError> {
         let request = RangeRequest { key: self.probe.clone(), ..RangeRequest::default() };
-        self.range(&request, deadline).await.map(|answer| answer.header.revision)
+        self.range(&request, deadline).await.map(drop)
     }
 
     async fn read<T>(
@@ -195,9 +207,10 @@ impl Link {
         loop {
             let connection = self.connection(deadline).await?;
             let patience = deadline.min(Instant::now() + self.patience);
+            let known = self.newest.load(Ordering::Relaxed);
             let error = match timeout_at(patience, exchange(&connection, path, message)).await {
                 Ok(Ok(answer)) => match decode(&answer) {
-                    Ok((_, response)) => return Ok(response),
+                    Ok((header, response)) => return self.check_not_back(known, header).map(|()| response),
                     Err(malformed) => CallError::Lost(malformed.to_string()),
                 },
                 Ok(Err(CallError::Status(said))) if is_refusal(&said) => return Err(LinkError::Refused(said)),
@@ -211,10 +224,23 @@ impl Link {
         }
     }
 
+    /// Remembers the revision of an answer to a question that was asked when `known` was the newest.
+    fn check_not_back(&self, known: u64, header: Header) -> Result<(), LinkError> {
+        if header.revision < known {
+            let (known, now) = *self.went_back.get_or_init(|| (known, header.revision));
+            return Err(LinkError::WentBack(known, now));
+        }
+        self.newest.fetch_max(header.revision, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// The connection in use, or a new one to the first member that serves.
     async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, LinkError> {
         let late = || LinkError::Unreachable("no member accepted a connection in time".to_owned());
         loop {
+            if let Some((known, now)) = self.went_back.get() {
+                return Err(LinkError::WentBack(*known, *now));
+            }
             let mut current = timeout_at(deadline, self.current.lock()).await.map_err(|_| late())?;
             if let Some(connection) = current.connection.as_ref().filter(|connection| connection.is_open()) {
                 return Ok(Arc::clone(connection));
@@ -271,6 +297,7 @@ impl Link {
     async fn open(&self, endpoint: &Endpoint) -> Result<Connection, String> {
         let connection = Connection::open(endpoint, self.tls.as_ref(), CONNECT_TIMEOUT).await?;
         let probe = RangeRequest { key: self.probe.clone(), ..RangeRequest::default() }.encode();
+        let known = self.newest.load(Ordering::Relaxed);
         let answered = tokio::time::timeout(CONNECT_TIMEOUT, exchange(&connection, RANGE, &probe)).await;
         let header = match answered {
             Ok(Ok(answer)) => RangeResponse::decode(&answer).map_err(|error| format!("{endpoint}: {error}"))?.header,
@@ -285,7 +312,10 @@ impl Link {
                 "{endpoint}: it belongs to the etcd cluster {:x}, and the others to {known:x}; correct `endpoints`",
                 header.cluster
             )),
-            Ok(_) | Err(_) => Ok(connection),
+            Ok(_) | Err(_) => match self.check_not_back(known, header) {
+                Ok(()) => Ok(connection),
+                Err(_) => Err(format!("{endpoint}: it went back from revision {known} to {}", header.revision)),
+            },
         }
     }
 

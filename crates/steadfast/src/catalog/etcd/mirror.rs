@@ -85,14 +85,8 @@ impl Mirror {
         self.show(revision);
     }
 
-    /// Closes it if etcd, which was at `known` before, is at less now.
-    pub(super) fn check_not_back(&self, known: u64, now: u64) {
-        if now < known {
-            self.close_gone_back(known, now);
-        }
-    }
-
-    fn close_gone_back(&self, known: u64, now: u64) {
+    /// Closes it because etcd, which was at `known` before, is at `now`.
+    pub(super) fn close_gone_back(&self, known: u64, now: u64) {
         self.close(format!(
             "etcd went back from revision {known} to {now}: it was restored from a snapshot, or its data were lost; what it holds now is accepted when the agent starts again"
         ));

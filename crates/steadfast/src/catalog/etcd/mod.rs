@@ -267,6 +267,7 @@ impl Inner {
         let reason = match error {
             LinkError::Unreachable(reason) | LinkError::Refused(reason) => reason.clone(),
             LinkError::Overloaded => "it has too much to do".to_owned(),
+            LinkError::WentBack(known, now) => return self.mirror.close_gone_back(*known, *now),
             LinkError::Unknown => return,
         };
         let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -288,6 +289,10 @@ impl Inner {
             LinkError::Unknown => CatalogError::Unknown { node, waited_ms },
             LinkError::Overloaded => CatalogError::Overloaded { pending: 0, bytes: 0 },
             LinkError::Refused(reason) => CatalogError::Refused { reason },
+            LinkError::WentBack(known, now) => {
+                self.mirror.close_gone_back(known, now);
+                self.mirror.closed_error("etcd went back")
+            }
         }
     }
 
