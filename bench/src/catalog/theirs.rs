@@ -71,10 +71,11 @@ impl Theirs {
 
     /// Waits until each answers a linearizable read.
     pub fn wait_all(&self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let members = self.members.len();
+        // On a thread of its own: the caller may be inside a runtime already.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
                     let asked = Instant::now();
                     for member in 0..members {

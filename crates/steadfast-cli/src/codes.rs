@@ -210,6 +210,12 @@ codes! {
     KeysBusy = 46, Conflict, "the cluster's keys are being rotated by somebody else",
         causes: ["`steadfast keys rotate` or `keys revoke` runs at the same time, here or on another node"],
         remedy: ["`steadfast keys` shows how far it is", "when no rotation is under way, repeat the command if it is still wanted"];
+    CandidateNotReady = 52, Conflict, "the candidate is not ready",
+        causes: ["its probation is not over yet", "it was eliminated", "its agent does not run, or it became a member by itself"],
+        remedy: ["`steadfast nodes --evidence` shows every criterion", "for a machine that waits in readiness: `standby = true` in its [node]", "one that was eliminated applies anew when its agent is started again"];
+    ReplaceRefused = 53, Refused, "the node can't be replaced, or leave, like that",
+        causes: ["a node can't take its own place", "the place is taken, or there is none", "what runs there can't go on elsewhere"],
+        remedy: ["`steadfast nodes` lists members and candidates", "`steadfast drain NAME` hands containers over to other members first"];
 }
 
 impl fmt::Display for Code {

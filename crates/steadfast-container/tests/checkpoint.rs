@@ -33,7 +33,7 @@ fn restore(
 /// Takes an image of `container`, and says what CRIU said when it cannot.
 fn capture(container: &Container, into: &std::path::Path) -> steadfast_container::Capture {
     wait_running(container);
-    container.checkpoint(into).unwrap_or_else(|e| panic!("{e}"))
+    container.checkpoint(into, false).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn what_cannot_be_imaged_is_reported_and_keeps_running() {
         );
         wait_running(&container);
         let into = image(&host, "never");
-        let Err(CheckpointError::Refused(reason)) = container.checkpoint(&into) else {
+        let Err(CheckpointError::Refused(reason)) = container.checkpoint(&into, false) else {
             panic!("io_uring was imaged")
         };
         assert!(reason.contains("io_uring"), "{reason}");
@@ -280,7 +280,7 @@ fn only_sockets_that_lead_outside_are_obstacles() {
             "{findings:?}"
         );
         wait_running(&talker);
-        let refused = talker.checkpoint(&image(&host, "talker")).unwrap_err().to_string();
+        let refused = talker.checkpoint(&image(&host, "talker"), false).unwrap_err().to_string();
         assert!(refused.contains("outside"), "{refused}");
         harmless.destroy().unwrap();
         talker.destroy().unwrap();
@@ -323,12 +323,12 @@ fn images_are_never_written_to_a_disk_and_half_images_are_refused() {
         wait_output(&container, "ready");
         wait_running(&container);
         let disk = host.config().data_dir.join("image");
-        let refused = container.checkpoint(&disk).unwrap_err().to_string();
+        let refused = container.checkpoint(&disk, false).unwrap_err().to_string();
         assert!(refused.contains("tmpfs"), "{refused}");
         let full = image(&host, "full");
         fs::create_dir_all(&full).unwrap();
         fs::write(full.join("mine"), "").unwrap();
-        let refused = container.checkpoint(&full).unwrap_err().to_string();
+        let refused = container.checkpoint(&full, false).unwrap_err().to_string();
         assert!(refused.contains("not empty") && full.join("mine").exists(), "{refused}");
         let whole = image(&host, "whole");
         capture(&container, &whole);
@@ -360,7 +360,7 @@ fn a_lapse_during_a_checkpoint_discards_the_image() {
             let into = image(&host, "late");
             let taking = std::thread::spawn({
                 let (container, into) = (container.clone(), into.clone());
-                move || container.checkpoint(&into)
+                move || container.checkpoint(&into, false)
             });
             let status = common::wait_state(&container, |state| *state == State::Frozen);
             assert!(!status.fenced, "it had to be killed: {status:?}");

@@ -7,6 +7,7 @@
 pub mod time;
 pub mod ids;
 pub mod machine;
+pub mod probation;
 pub mod wire;
 pub mod flaw;
 pub mod detect;

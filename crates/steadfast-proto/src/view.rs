@@ -24,6 +24,7 @@ impl View {
             id: ViewId(1),
             members: BTreeMap::from([(founder, incarnation)]),
             removed: BTreeMap::new(),
+            successors: BTreeMap::new(),
             grantors: BTreeSet::from([founder]),
             grantors_since: ViewId(1),
             proposer: founder,
@@ -42,7 +43,38 @@ impl View {
         let mut next = self.next(proposer, ViewReason::Admitted(node));
         next.members.insert(node, incarnation);
         next.removed.remove(&node);
+        next.successors.remove(&node);
         next
+    }
+
+    /// The next view, in which `new` has taken the place of `old`: in one step, so that no duty is ever without a
+    /// holder. A member that is replaced proposes it itself, after it has let go of all it had; one that was removed
+    /// stays fenced.
+    #[must_use]
+    pub fn replace(&self, old: NodeId, new: NodeId, incarnation: Incarnation, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::Replaced { old, new });
+        next.members.remove(&old);
+        next.members.insert(new, incarnation);
+        next.removed.remove(&new);
+        next.successors.remove(&new);
+        if next.removed.contains_key(&old) {
+            next.successors.insert(old, new);
+        }
+        next
+    }
+
+    /// The next view, without `node`, which proposes it itself after it has let go of all it had.
+    #[must_use]
+    pub fn leave(&self, node: NodeId) -> View {
+        let mut next = self.next(node, ViewReason::Left(node));
+        next.members.remove(&node);
+        next
+    }
+
+    /// A removed node whose place nobody has taken yet; the one that was removed first.
+    pub fn vacancy(&self) -> Option<NodeId> {
+        let vacant = self.removed.iter().filter(|(node, _)| !self.successors.contains_key(*node));
+        vacant.min_by_key(|(node, removed_in)| (**removed_in, **node)).map(|(node, _)| *node)
     }
 
     /// The next view, without `accused`; each comes with its accusers.
@@ -64,6 +96,26 @@ impl View {
         next.grantors.insert(node);
         next.grantors_since = next.id;
         next
+    }
+
+    /// The next view, in which `node`, no member any more, grants no leases.
+    #[must_use]
+    pub fn drop_grantor(&self, node: NodeId, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::NoGrantor(node));
+        next.grantors.remove(&node);
+        next.grantors_since = next.id;
+        next
+    }
+
+    /// The grantor that should be dropped next: one that is no member and whose place is taken, or needed. Else it stays:
+    /// it may come back, and fewer grantors tolerate less.
+    pub fn stale_grantor(&self) -> Option<NodeId> {
+        let has_spare = self.members.keys().any(|node| !self.grantors.contains(node));
+        let is_needed = has_spare && self.grantors.len() >= GRANTORS_MAX;
+        let is_over = |node: &NodeId| {
+            is_needed || !self.removed.contains_key(node) || self.successors.contains_key(node)
+        };
+        self.grantors.iter().copied().find(|node| !self.has(*node) && is_over(node))
     }
 
     /// How many grantors make a lease, or end one.

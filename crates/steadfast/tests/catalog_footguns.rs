@@ -146,6 +146,10 @@ async fn changes_that_would_lose_the_majority_are_refused() {
 async fn a_member_of_an_earlier_cluster_with_the_same_numbers_is_refused() {
     let cluster = Cluster::of(2).await;
     put(&cluster.member(1), "a", "old").await;
+    // A commit is a majority's word; the other one applies it when it is told.
+    let follower = cluster.member(2);
+    eventually("the follower's copy", async || follower.get_stale("a").1).await;
+    drop(follower);
     cluster.kill(1).await;
     std::fs::remove_dir_all(cluster.dir_of(1)).unwrap();
     let config = EmbeddedConfig { cluster_id: 5 << 100, ..cluster.config(1) };

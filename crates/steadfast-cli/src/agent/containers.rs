@@ -124,7 +124,9 @@ impl Containers {
             let Ok(id) = container.id().parse::<ContainerId>() else { continue };
             let epoch = Epoch(container.epoch());
             tracing::info!(%id, epoch = epoch.0, name = container.spec().name, "adopted");
-            node.adopted(id, epoch);
+            // A shim that does not answer is taken to hold it: to let it go then costs one commit.
+            let held = container.status().map_or(true, |status| status.held);
+            node.adopted(id, epoch, held);
             self.watch(id, epoch, container, None)?;
         }
         node.adopted_all();
@@ -134,6 +136,16 @@ impl Containers {
     /// What each shim last said.
     pub(crate) fn states(&self) -> BTreeMap<ContainerId, String> {
         lock(&self.here).iter().map(|(id, here)| (*id, here.state.clone())).collect()
+    }
+
+    /// Lets a container go on that a checkpoint holds still.
+    pub(crate) fn release(&self, id: ContainerId, epoch: Epoch) {
+        let Some(container) = self.handle(id).filter(|container| container.epoch() == epoch.0) else {
+            return;
+        };
+        if let Err(error) = container.release() {
+            tracing::error!(%id, %error, "a container that was held still can't be let go");
+        }
     }
 
     /// The handle of a container that runs here.

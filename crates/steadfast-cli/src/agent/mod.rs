@@ -4,6 +4,7 @@
 //! by the core (`steadfast_proto::node`), what containers do by `steadfast-container`. Read `worker` for how jobs are
 //! carried out and `verbs` for what users can ask.
 
+mod duties;
 mod addresses;
 pub(crate) mod admit;
 mod catalog;
@@ -47,7 +48,7 @@ use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
 use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
-use steadfast_proto::catalog::{Key, NodeRow};
+use steadfast_proto::catalog::{Intent, Key, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -326,8 +327,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
 /// in, and that nobody disputes, takes that place for its own.
 async fn settle_place(identity: &mut Identity, peers: &Peers, others: &[NodeId]) -> Result<(), Failure> {
     let moved = identity.moved_from().is_some();
-    let undisputed =
-        catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
+    let undisputed = catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
     if moved && undisputed && !others.is_empty() {
         identity.accept_move().map_err(|error| state::identity_failure(&error))?;
     }
@@ -382,6 +382,9 @@ fn parts(opened: &Opened, config: &Config, worker: worker::Worker) -> Result<Par
         boot,
         networks: Vec::new(),
         detect: config.detect.clone(),
+        probation: config.probation.clone(),
+        intent: if config.standby { Intent::Standby } else { Intent::Join },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_unix_ms: u64::try_from(unix.saturating_sub(since_boot).as_millis()).unwrap_or_default(),
     };
     Ok(Parts {
@@ -474,6 +477,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
     let (rows, peers, id) = (agent.rows.clone(), agent.peers.clone(), agent.id);
     let keys = agent.keys.clone();
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
+    tokio::spawn(Arc::clone(agent).tend_voters());
     tokio::spawn(async move {
         let mut watch =
             rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);

@@ -15,6 +15,7 @@ use steadfast_proto::node::{Event, Phase, Status};
 use steadfast_proto::wire::Why;
 
 use super::Agent;
+use super::duties;
 use super::{holders, survival};
 use crate::api::convert::{self, Names, node_name, now_unix_ms};
 use crate::api::link_words::Dictionary;
@@ -283,11 +284,13 @@ pub(super) fn unanswered(why: Unanswered) -> Code {
 
 fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Node {
     let suspected = status.peers.get(&row.id).is_some_and(|peer| peer.suspected);
+    let probation = duties::probation(status, row.id).filter(|_| !view.is_some_and(|view| view.has(row.id)));
     let state = match view {
         Some(view) if view.has(row.id) && suspected => "suspected",
+        Some(view) if view.has(row.id) && status.draining.contains_key(&row.id) => "draining",
         Some(view) if view.has(row.id) => "member",
-        Some(view) if view.removed.contains_key(&row.id) => "removed",
-        Some(_) | None => "joining",
+        Some(view) => not_a_member(row.id, view, status, probation.as_ref()),
+        None => "joining",
     };
     let containers = status.containers.values().map(|(_, container)| container);
     types::Node {
@@ -307,6 +310,24 @@ fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Nod
             .map(|container| container.spec.name.clone())
             .collect(),
         criu: row.criu.clone(),
+        probation,
+    }
+}
+
+/// What a node is that is no member.
+fn not_a_member(
+    node: NodeId,
+    view: &View,
+    status: &Status,
+    probation: Option<&types::Probation>,
+) -> &'static str {
+    match probation {
+        Some(probation) if probation.eliminated.is_some() => "eliminated",
+        Some(probation) if probation.ready => "ready",
+        Some(_) => "probation",
+        None if status.draining.get(&node).is_some_and(|drain| drain.leave) => "left",
+        None if view.removed.contains_key(&node) => "removed",
+        None => "joining",
     }
 }
 
@@ -404,6 +425,9 @@ fn installed(view: &View) -> (&'static str, Vec<NodeId>) {
         ViewReason::Admitted(node) => ("admitted", vec![*node]),
         ViewReason::Founded => ("founded", vec![view.proposer]),
         ViewReason::Grantor(node) => ("grantor", vec![*node]),
+        ViewReason::NoGrantor(node) => ("no_grantor", vec![*node]),
+        ViewReason::Replaced { old, new } => ("replaced", vec![*old, *new]),
+        ViewReason::Left(node) => ("left", vec![*node]),
     }
 }
 

@@ -134,6 +134,11 @@ pub fn view_record(record: &ViewRecord, names: &Names) -> view_types::ViewRecord
         ViewReason::Founded => ("founded", vec![changed(view.proposer, &BTreeSet::new())]),
         ViewReason::Admitted(node) => ("admitted", vec![changed(*node, &BTreeSet::new())]),
         ViewReason::Grantor(node) => ("grantor", vec![changed(*node, &BTreeSet::new())]),
+        ViewReason::NoGrantor(node) => ("no_grantor", vec![changed(*node, &BTreeSet::new())]),
+        ViewReason::Replaced { old, new } => {
+            ("replaced", [old, new].map(|node| changed(*node, &BTreeSet::new())).into())
+        }
+        ViewReason::Left(node) => ("left", vec![changed(*node, &BTreeSet::new())]),
         ViewReason::Removed(removed) => {
             ("removed", removed.iter().map(|(node, accusers)| changed(*node, accusers)).collect())
         }
@@ -165,6 +170,11 @@ fn view_reason(
         ViewReason::Founded => "the cluster was made".to_owned(),
         ViewReason::Admitted(node) => format!("{} was admitted", node_name(names, *node)),
         ViewReason::Grantor(node) => format!("{} became a grantor of leases", node_name(names, *node)),
+        ViewReason::NoGrantor(node) => format!("{} grants leases no longer", node_name(names, *node)),
+        ViewReason::Replaced { old, new } => {
+            format!("{} took the place of {}", node_name(names, *new), node_name(names, *old))
+        }
+        ViewReason::Left(node) => format!("{} left", node_name(names, *node)),
         ViewReason::Removed(removed) => {
             let each = removed.iter().map(|(node, accusers)| {
                 let accusers: Vec<String> =

@@ -84,7 +84,11 @@ pub const OPERATIONS: &[Operation] = &[
     get("/v1/keys", "How the cluster's keys and this node's certificate stand", Answer::One("KeyStatus")),
     Operation {
         method: "post",
-        ..get("/v1/keys/rotate", "Rotate keys and certificates; answers when it is done", Answer::One("KeyStatus"))
+        ..get(
+            "/v1/keys/rotate",
+            "Rotate keys and certificates; answers when it is done",
+            Answer::One("KeyStatus"),
+        )
     },
     Operation {
         method: "post",
@@ -92,6 +96,26 @@ pub const OPERATIONS: &[Operation] = &[
             "/v1/nodes/{name}/revoke",
             "Remove a node that is no member for good, and revoke its certificates",
             Answer::One("KeyStatus"),
+        )
+    },
+    post(
+        "/v1/nodes/{name}/replace",
+        "Have a candidate take a node's place in one view; answers when it has",
+        "ReplaceRequest",
+        Answer::One("Changed"),
+    ),
+    post(
+        "/v1/nodes/{name}/drain",
+        "Have a node hand its containers over, or take that back; answers when it has none left",
+        "DrainRequest",
+        Answer::One("Changed"),
+    ),
+    Operation {
+        method: "post",
+        ..get(
+            "/v1/nodes/{name}/leave",
+            "Have a node hand its duties over and leave; answers when it is no member any more",
+            Answer::One("Changed"),
         )
     },
     get("/v1/containers", "Every container", Answer::Many("Container")),
@@ -261,6 +285,9 @@ fn components() -> utoipa::openapi::Components {
     let components =
         add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
     let components = add::<types::Invitation>(add::<types::KeyStatus>(components));
+    let components = add::<types::Changed>(add::<types::Probation>(components));
+    let components = add::<types::Evidence>(add::<types::Eliminated>(components));
+    let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
     let components = add::<types::LogLine>(add::<types::ExecRequest>(components));
     let components = add::<link_types::LinkReport>(add::<link_types::Link>(components));
     let components = add::<link_types::General>(add::<link_types::VerdictReport>(components));

@@ -18,7 +18,10 @@ use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{ErrorBody, ExecRequest, InviteRequest, RestoreRequest, RunRequest, StopRequest};
+use super::types::{
+    DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
+    StopRequest,
+};
 use super::{links, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
@@ -46,6 +49,9 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/keys", get(keys))
         .route("/v1/keys/rotate", post(rotate_keys))
         .route("/v1/nodes/{name}/revoke", post(revoke_node))
+        .route("/v1/nodes/{name}/replace", post(replace_node))
+        .route("/v1/nodes/{name}/drain", post(drain_node))
+        .route("/v1/nodes/{name}/leave", post(leave_node))
         .route("/v1/containers", get(containers).post(run))
         .route("/v1/containers/{name}", get(container).delete(remove))
         .route("/v1/containers/{name}/changes", get(changes))
@@ -141,6 +147,20 @@ async fn rotate_keys(State(agent): Shared) -> Answer {
 
 async fn revoke_node(State(agent): Shared, Path(name): Path<String>) -> Answer {
     json(&agent.revoke_node(&name).await?)
+}
+
+async fn replace_node(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let request: ReplaceRequest = body(request).await?;
+    json(&agent.replace_node(&name, &request.by).await?)
+}
+
+async fn drain_node(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let request: DrainRequest = body(request).await?;
+    json(&agent.drain_node(&name, request.undo).await?)
+}
+
+async fn leave_node(State(agent): Shared, Path(name): Path<String>) -> Answer {
+    json(&agent.leave_node(&name).await?)
 }
 
 async fn containers(State(agent): Shared) -> Answer {

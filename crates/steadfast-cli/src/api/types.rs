@@ -161,7 +161,8 @@ pub struct Node {
     pub name: String,
     /// Its id.
     pub id: String,
-    /// `member`, `suspected`, `removed` or `joining`.
+    /// `member`, `suspected`, `draining`, `removed`, `left`, `joining`, or, of a candidate, `probation`, `ready` or
+    /// `eliminated`.
     pub state: String,
     /// Whether this is the node that answers.
     pub this: bool,
@@ -175,6 +176,75 @@ pub struct Node {
     pub containers: Vec<String>,
     /// Its CRIU's version; empty where it can run no containers.
     pub criu: String,
+    /// How it stands as a candidate; absent for members.
+    #[serde(default)]
+    pub probation: Option<Probation>,
+}
+
+/// How a candidate for membership stands.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Probation {
+    /// What it is to become: `join`, `standby` or `replace`.
+    pub intent: String,
+    /// Whose place it is to take.
+    pub replaces: Option<String>,
+    /// Whether every criterion is met.
+    pub ready: bool,
+    /// For how long the answering node has known of it, in seconds.
+    pub seconds: f64,
+    /// How each criterion stands; empty once it is eliminated.
+    pub evidence: Vec<Evidence>,
+    /// Why it was eliminated.
+    pub eliminated: Option<Eliminated>,
+}
+
+/// How one criterion stands.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Evidence {
+    /// Which.
+    pub criterion: String,
+    /// `pass`, `pending` or `fail`.
+    pub standing: String,
+    /// What was measured, and what is asked for.
+    pub measured: String,
+}
+
+/// Why a candidate was eliminated.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Eliminated {
+    /// Which criterion it did not meet.
+    pub criterion: String,
+    /// What was measured, and what is asked for.
+    pub measured: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// Who takes whose place.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceRequest {
+    /// The candidate that takes it.
+    pub by: String,
+}
+
+/// How a node is drained.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrainRequest {
+    /// Take it back.
+    pub undo: bool,
+}
+
+/// The view after a change of members.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Changed {
+    /// Its number.
+    pub view: u64,
+    /// The names of its members.
+    pub members: Vec<String>,
+    /// Why it replaced the one before it.
+    pub reason: String,
 }
 
 /// What to run: the same keys as the spec file, with the same texts.

@@ -16,6 +16,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::faults::Fault;
 use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, cluster, etcd, lock, network, registry};
 
+/// What members ask of candidates unless a plan says otherwise: the same as ever, for a shorter time.
+const PROBATION: &str = "seen = \"300ms\"\nclean = \"1s\"\n";
+
 /// How long one command may run on a host before it is killed.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
 
@@ -115,7 +118,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}",
             name = self.name,
             data = self.data().display(),
             node = extra("node"),
@@ -126,6 +129,10 @@ impl Host {
             catalog = match &plan.etcd {
                 Some(_) => etcd::setting(self.number, plan.hosts, self.shared.networks.len()),
                 None => extra("catalog"),
+            },
+            probation = match extra("probation") {
+                given if given.is_empty() => PROBATION.to_owned(),
+                given => given,
             },
         )
     }

@@ -9,18 +9,21 @@ pub mod check;
 pub mod checkpoint;
 pub mod checkpoints;
 pub mod completions;
+pub mod drain;
 pub mod exec;
 pub mod explain;
 pub mod init;
 pub mod invite;
 pub mod join;
 pub mod keys;
+pub mod leave;
 pub mod links;
 pub mod logs;
 pub mod nodes;
 pub mod ps;
 pub mod reference;
 pub mod reidentify;
+pub mod replace;
 pub mod restore;
 pub mod rm;
 pub mod run;
@@ -105,6 +108,9 @@ pub enum Verb {
     Nodes(nodes::Args),
     Links(links::Args),
     Views(views::Args),
+    Replace(replace::Args),
+    Leave(leave::Args),
+    Drain(drain::Args),
     Run(run::Args),
     Ps(ps::Args),
     Logs(logs::Args),
@@ -185,6 +191,9 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Nodes(args) => block_on(nodes::run(args, context))?.map(done),
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
+        Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),
+        Verb::Leave(args) => block_on(leave::run(args, context))?.map(done),
+        Verb::Drain(args) => block_on(drain::run(args, context))?.map(done),
         Verb::Run(args) => block_on(run::run(args, context))?.map(done),
         Verb::Ps(args) => block_on(ps::run(args, context))?.map(done),
         Verb::Logs(args) => block_on(logs::run(args, context))?.map(done),

@@ -7,6 +7,7 @@
 pub mod catalog;
 pub mod detect;
 pub mod keys;
+pub mod probation;
 pub mod source;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use crate::failure::{Failure, did_you_mean};
 use crate::units;
 use catalog::{CatalogConfig, RawCatalog};
 use detect::RawDetect;
+use probation::RawProbation;
 use source::{Given, Problems, Section};
 
 /// Where the file is looked for when none is named.
@@ -123,10 +125,14 @@ pub struct Config {
     pub domain: Vec<String>,
     /// What the node takes part in.
     pub mode: Mode,
+    /// Whether it waits in readiness until a member is removed.
+    pub standby: bool,
     /// How it judges silence.
     pub detect: Settings,
     /// Who keeps the catalog.
     pub catalog: CatalogConfig,
+    /// What it asks of candidates.
+    pub probation: steadfast_proto::probation::Settings,
     /// The networks, at least one.
     pub networks: Vec<NetworkConfig>,
     /// Checkpoint memory lent to the cluster, in bytes.
@@ -153,8 +159,10 @@ pub struct RawConfig {
     data: Option<Given>,
     domain: Option<Vec<Given>>,
     mode: Option<Given>,
+    standby: Option<Given>,
     detect: RawDetect,
     catalog: RawCatalog,
+    probation: RawProbation,
     networks: Vec<(Option<Given>, Option<Given>, Given)>,
     memory: Option<Given>,
     memory_folder: Option<Given>,
@@ -177,6 +185,7 @@ impl RawConfig {
             raw.data = node.text("data", problems);
             raw.domain = node.texts("domain", problems);
             raw.mode = node.text("mode", problems);
+            raw.standby = node.scalar("standby", problems);
             node.finish(problems);
         }
         for (mut network, at) in top.tables("network", problems) {
@@ -190,6 +199,9 @@ impl RawConfig {
         }
         if let Some(catalog) = top.table("catalog", problems) {
             raw.catalog = RawCatalog::read(catalog, problems);
+        }
+        if let Some(section) = top.table("probation", problems) {
+            raw.probation = RawProbation::read(section, problems);
         }
         if let Some(mut checkpoint) = top.table("checkpoint", problems) {
             raw.memory = checkpoint.scalar("memory", problems);
@@ -239,8 +251,12 @@ impl RawConfig {
         let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
         let domain = self.check_domain(problems);
         let mode = self.mode.as_ref().map_or(Some(Mode::Agent), |given| problems.check(given, mode));
+        let standby = self.standby.as_ref().map_or(Some(false), |given| {
+            problems.check(given, |text| choice(text, &[("true", true), ("false", false)]))
+        });
         let detect = self.detect.check(problems);
         let catalog = self.catalog.check(problems);
+        let probation = self.probation.check(problems);
         let networks = self.check_networks(problems);
         let memory_bytes = match (&self.memory, mode) {
             (Some(given), Some(mode @ (Mode::Observe | Mode::Witness))) => {
@@ -274,8 +290,10 @@ impl RawConfig {
             data: data?,
             domain,
             mode: mode?,
+            standby: standby?,
             detect: detect?,
             catalog: catalog?,
+            probation: probation?,
             networks,
             memory_bytes: memory_bytes?,
             memory_folder: memory_folder?,

@@ -16,6 +16,7 @@ mod detection;
 mod forgeries;
 mod identity;
 mod links;
+mod members;
 mod on_etcd;
 mod power;
 mod programs;

@@ -2,19 +2,25 @@
 //!
 //! The runtime and the simulator drive it alike: they step it with [`Input`]s and carry out the [`Batch`] that
 //! each step fills. **A verdict is one node's opinion; only a committed change starts, stops or moves a
-//! container.** The parts: `heartbeat` (datagrams, detection, leases), `membership` (views), `containers` (jobs
+//! container.** The parts: `heartbeat` (datagrams, detection, leases), `membership` (views), `probation`
+//! (candidates), `handover` (duties that go over to another node), `containers` (jobs
 //! and rows), `memory` (checkpoint memory), `status` (what people are shown).
 
 mod containers;
+mod handover;
 mod heartbeat;
 mod membership;
 mod memory;
+mod probation;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::catalog::{Change, CheckpointRef, ClusterRow, ContainerRow, Exit, Key, NodeRow, View, ViewRecord};
+use crate::catalog::{
+    Change, CheckpointRef, ClusterRow, ContainerRow, DrainRow, Exit, Intent, Key, NodeRow, ProbationRow,
+    View, ViewRecord,
+};
 use crate::detect::{self, Detector, Evidence, Opinion};
 use crate::ids::{ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::{self, Grantor, Holder};
@@ -23,7 +29,7 @@ use crate::time::Time;
 use crate::wire::Heartbeat;
 
 pub use containers::{Local, Phase};
-pub use status::{PeerStatus, Status};
+pub use status::{CandidateStatus, PeerStatus, Status};
 
 /// How many nodes one cluster may have; rows beyond it are ignored.
 pub const NODES_MAX: usize = 64;
@@ -41,6 +47,12 @@ pub struct Settings {
     pub networks: Vec<NetworkId>,
     /// How it judges the others.
     pub detect: detect::Settings,
+    /// What it asks of candidates.
+    pub probation: crate::probation::Settings,
+    /// What it wants to become where it is no member.
+    pub intent: Intent,
+    /// The version of the program.
+    pub version: String,
     /// Milliseconds since 1970 at this machine's boot; for time stamps that people read, and nothing else.
     pub boot_unix_ms: u64,
 }
@@ -124,6 +136,8 @@ pub enum Input {
         container: ContainerId,
         /// The epoch it was started in.
         epoch: Epoch,
+        /// Whether a checkpoint holds it still.
+        held: bool,
     },
     /// A container's first process ended.
     Exited {
@@ -195,6 +209,12 @@ pub enum Row {
     Record(Box<ViewRecord>),
     /// Nothing is kept of this view any more.
     Forget(ViewId),
+    /// A candidate's next row.
+    Probation(ProbationRow),
+    /// This candidate is none any more.
+    NoProbation(NodeId),
+    /// A node that has handed its duties over stays out.
+    Drain(DrainRow),
     /// A container's next row.
     Container(Box<ContainerRow>),
 }
@@ -223,6 +243,15 @@ pub enum Job {
         number: u64,
         /// Nodes that may hold it, best first.
         holders: Vec<NodeId>,
+        /// Whether the program is to stand still afterwards, until [`Job::Release`].
+        hold: bool,
+    },
+    /// Let a container that a checkpoint holds still go on; no outcome returns.
+    Release {
+        /// Which.
+        container: ContainerId,
+        /// The epoch it runs in.
+        epoch: Epoch,
     },
     /// End its first process, with force after `grace`; its exit returns as an input.
     Stop {
@@ -322,6 +351,10 @@ pub struct Node {
     requested_deadline: Option<Time>,
     lease: heartbeat::Lease,
     membership: membership::Membership,
+    candidates: probation::Candidates,
+    duties: handover::Duties,
+    /// The newest revision of the catalog that was handed over.
+    revision: u64,
     local: BTreeMap<ContainerId, Local>,
     adopted_all: bool,
     restarts: BTreeMap<ContainerId, containers::Restarts>,
@@ -358,6 +391,9 @@ impl Node {
             requested_deadline: None,
             lease: heartbeat::Lease::default(),
             membership: membership::Membership::default(),
+            candidates: probation::Candidates::default(),
+            duties: handover::Duties::default(),
+            revision: 0,
             local: BTreeMap::new(),
             adopted_all: false,
             restarts: BTreeMap::new(),
@@ -416,6 +452,7 @@ impl Node {
     }
 
     fn committed(&mut self, now: Time, revision: u64, change: Change, out: &mut Batch) {
+        self.revision = self.revision.max(revision);
         match change {
             Change::Cluster(row) => {
                 self.detector.set_lease(row.lease());
@@ -431,6 +468,8 @@ impl Node {
                 self.nodes.remove(&id);
                 self.peers.remove(&id);
             }
+            Change::Probation(id, row) => self.candidates.changed(now, revision, id, row),
+            Change::Drain(id, row) => self.duties.drain_changed(id, row),
             Change::Container(id, row) => self.row_changed(now, revision, id, row, out),
         }
         self.choose_contacts(now);
@@ -464,7 +503,7 @@ impl Machine for Node {
                 self.proposals.remove(&proposal);
             }
             Input::Done { job, outcome } => self.done(now, job, outcome, out),
-            Input::Adopted { container, epoch } => self.adopted(now, container, epoch),
+            Input::Adopted { container, epoch, held } => self.adopted(now, container, epoch, held),
             Input::AdoptedAll => self.adopted_all = true,
             Input::Exited { container, epoch, exit } => self.exited(container, epoch, exit),
             Input::Memory { free_bytes, held } => self.memory_changed(now, free_bytes, held),
@@ -476,6 +515,7 @@ impl Machine for Node {
         self.renew(now, out);
         self.tend_membership(now, out);
         self.tend_containers(now, out);
+        self.tend_handover(now, out);
         // What is due stays due until the deadline is served, however much arrives before.
         let soon = if is_deadline { now + Duration::from_millis(1) } else { Time::ZERO };
         self.requested_deadline = self.next_deadline(now).map(|due| due.max(soon));

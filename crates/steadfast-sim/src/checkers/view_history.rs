@@ -44,7 +44,12 @@ impl Checker for ViewHistory {
                     ViewReason::Removed(removed) => {
                         removed.keys().find(|node| !newest.verdicts.contains_key(node))
                     }
-                    ViewReason::Founded | ViewReason::Admitted(_) | ViewReason::Grantor(_) => None,
+                    ViewReason::Founded
+                    | ViewReason::Admitted(_)
+                    | ViewReason::Grantor(_)
+                    | ViewReason::NoGrantor(_)
+                    | ViewReason::Replaced { .. }
+                    | ViewReason::Left(_) => None,
                 };
                 unexplained.map_or(Ok(()), |node| {
                     Err(format!("view {} removed {node:?} and does not say what it was found to be", view.id))

@@ -18,8 +18,8 @@ use super::log::Journal;
 use super::rows::Rows;
 use super::witness::{self, Witness};
 use super::{
-    Addresses, DatagramCounts, Inbox, Keys, LEADER_POLL, Notice, Noticed, Parts, Question, Report, SpawnError,
-    TIMELINE_MAX, Waiting, network_ids,
+    Addresses, DatagramCounts, Inbox, Keys, LEADER_POLL, Notice, Noticed, Parts, Question, Report,
+    SpawnError, TIMELINE_MAX, Waiting, network_ids,
 };
 use crate::catalog::{CatalogError, Txn};
 use crate::identity::ClusterKey;
@@ -320,7 +320,11 @@ impl Driver {
         if let Some(sealing) = sealing
             && sealing != self.sealing
         {
-            tracing::info!(from = self.sealing.epoch, to = sealing.epoch, "datagrams are sealed with another key");
+            tracing::info!(
+                from = self.sealing.epoch,
+                to = sealing.epoch,
+                "datagrams are sealed with another key"
+            );
             self.sealer.rotate(&sealing);
             self.introduced.restart(datagram::now());
             self.sealing = sealing;
@@ -434,6 +438,9 @@ fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowE
             Row::View(view) => (Key::View, Some(encode_row(view)?)),
             Row::Record(record) => (Key::ViewRecord(record.view.id), Some(encode_row(record.as_ref())?)),
             Row::Forget(id) => (Key::ViewRecord(*id), None),
+            Row::Probation(row) => (Key::Probation(row.node), Some(encode_row(row)?)),
+            Row::NoProbation(node) => (Key::Probation(*node), None),
+            Row::Drain(row) => (Key::Drain(row.node), Some(encode_row(row)?)),
             Row::Container(row) => (Key::Container(row.id), Some(encode_row(row.as_ref())?)),
         };
         puts.push((key.encode(), bytes.map(Into::into)));

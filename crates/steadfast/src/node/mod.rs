@@ -265,9 +265,9 @@ impl NodeHandle {
         self.memory.send_replace(MemoryReport { free_bytes, held });
     }
 
-    /// Tells the node of a container that an earlier agent started.
-    pub fn adopted(&self, container: ContainerId, epoch: Epoch) {
-        self.input(Input::Adopted { container, epoch });
+    /// Tells the node of a container that an earlier agent started, and whether a checkpoint holds it still.
+    pub fn adopted(&self, container: ContainerId, epoch: Epoch, held: bool) {
+        self.input(Input::Adopted { container, epoch, held });
     }
 
     /// Tells the node that all such containers have been told of.
