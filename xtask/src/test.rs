@@ -59,7 +59,8 @@ fn nextest(machine: &Machine, all: bool) -> Run {
 
 /// The cluster suite once more, with the catalog in etcd.
 fn on_etcd(machine: &Machine) -> Run {
-    let run = Run::cargo("nextest run --package steadfast-cli --test cluster").env("STEADFAST_TEST_CATALOG", "etcd");
+    let run = Run::cargo("nextest run --package steadfast-cli --test cluster")
+        .env("STEADFAST_TEST_CATALOG", "etcd");
     machine.offer_criu(run)
 }
 

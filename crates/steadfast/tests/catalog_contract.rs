@@ -32,7 +32,8 @@ enum Ground {
 impl Doors {
     async fn embedded() -> Self {
         let cluster = Cluster::of(3).await;
-        let doors = cluster.members().into_iter().map(|member| Arc::new(member) as Arc<dyn Catalog>).collect();
+        let doors =
+            cluster.members().into_iter().map(|member| Arc::new(member) as Arc<dyn Catalog>).collect();
         Self { doors, engine: EngineKind::Embedded, stands_on: Ground::Members(cluster) }
     }
 
@@ -115,10 +116,16 @@ async fn every_door_reads_what_any_other_wrote(doors: Doors) {
         }
     }
     for door in &doors.doors {
-        let caught_up = || async { (door.get_stale("a") == (newest, door.range_stale("").rows.pop().map(|row| row.1))).then_some(()) };
+        let caught_up = || async {
+            (door.get_stale("a") == (newest, door.range_stale("").rows.pop().map(|row| row.1))).then_some(())
+        };
         eventually("a copy that is in step", caught_up).await;
         let status = door.status();
-        assert_eq!((status.engine, status.revision, status.has_quorum), (doors.engine, newest, true), "{status:?}");
+        assert_eq!(
+            (status.engine, status.revision, status.has_quorum),
+            (doors.engine, newest, true),
+            "{status:?}"
+        );
         assert_eq!((status.failure, status.unreachable), (None, None));
         match doors.engine {
             EngineKind::Embedded => assert!(door.leader().is_some()),
@@ -175,13 +182,25 @@ async fn a_row_that_was_deleted_can_be_made_again_and_only_as_a_new_one(doors: D
 async fn requests_that_break_a_limit_are_refused_by_name(doors: Doors) {
     let door = doors.first();
     let refused = door.txn(Txn::put("k".repeat(600), "v")).await.unwrap_err();
-    assert!(matches!(refused, CatalogError::Invalid(InvalidRequest::KeyTooLong { length: 600, .. })), "{refused}");
+    assert!(
+        matches!(refused, CatalogError::Invalid(InvalidRequest::KeyTooLong { length: 600, .. })),
+        "{refused}"
+    );
     let refused = door.txn(Txn::put("k", vec![0; (1 << 20) + 1])).await.unwrap_err();
     assert!(refused.to_string().contains("at most 1048576"), "{refused}");
     let twice = Txn { compare: Vec::new(), puts: vec![("k".into(), None), ("k".into(), Some("v".into()))] };
-    assert!(matches!(door.txn(twice).await.unwrap_err(), CatalogError::Invalid(InvalidRequest::KeyTwice { .. })));
-    assert!(matches!(door.get(String::new()).await.unwrap_err(), CatalogError::Invalid(InvalidRequest::KeyEmpty)));
-    assert!(door.txn(Txn::put("k", vec![7; 1 << 20])).await.unwrap().succeeded, "the limit itself is allowed");
+    assert!(matches!(
+        door.txn(twice).await.unwrap_err(),
+        CatalogError::Invalid(InvalidRequest::KeyTwice { .. })
+    ));
+    assert!(matches!(
+        door.get(String::new()).await.unwrap_err(),
+        CatalogError::Invalid(InvalidRequest::KeyEmpty)
+    ));
+    assert!(
+        door.txn(Txn::put("k", vec![7; 1 << 20])).await.unwrap().succeeded,
+        "the limit itself is allowed"
+    );
     assert_eq!(door.get("k".into()).await.unwrap().unwrap().value.len(), 1 << 20);
 }
 
@@ -193,7 +212,8 @@ async fn rows_under_a_prefix_come_whole_and_in_order_however_many_they_are(doors
     let mut writes = tokio::task::JoinSet::new();
     for number in 0..130 {
         let door = Arc::clone(doors.doors.get(number % 3).unwrap());
-        writes.spawn(async move { put(door.as_ref(), &format!("row/{number:03}"), &number.to_string()).await });
+        writes
+            .spawn(async move { put(door.as_ref(), &format!("row/{number:03}"), &number.to_string()).await });
     }
     let newest = writes.join_all().await.into_iter().max().unwrap();
     let rows = door.range("row/".into()).await.unwrap();
@@ -210,17 +230,19 @@ async fn a_watch_brings_every_change_of_its_prefix_once_and_in_order(doors: Door
     for door in &doors.doors {
         from.push(door.range("row/".into()).await.unwrap().revision);
     }
-    let mut watches: Vec<WatchStream> = (doors.doors.iter())
-        .zip(&from)
-        .map(|(door, from)| door.watch("row/".into(), *from))
-        .collect();
+    let mut watches: Vec<WatchStream> =
+        (doors.doors.iter()).zip(&from).map(|(door, from)| door.watch("row/".into(), *from)).collect();
     let mut made = Vec::new();
     for number in 0..40 {
         put(writer, "other", "x").await;
         let value = (number % 4 != 3).then(|| Bytes::from(number.to_string()));
         let key = format!("row/{}", number % 5);
         let before = get(writer, &key).await;
-        let revision = writer.txn(Txn { compare: Vec::new(), puts: vec![(key.clone(), value.clone())] }).await.unwrap().revision;
+        let revision = writer
+            .txn(Txn { compare: Vec::new(), puts: vec![(key.clone(), value.clone())] })
+            .await
+            .unwrap()
+            .revision;
         // What deletes nothing is no change.
         if value.is_some() || before.is_some() {
             made.push((revision, key, value));
@@ -272,7 +294,8 @@ async fn additions_by_everybody_at_once_are_counted_once(doors: Doors) {
             while added < 20 {
                 let (value, version) = get(door.as_ref(), "sum").await.unwrap_or(("0".into(), 0));
                 let more = (value.parse::<u64>().unwrap() + 1).to_string();
-                added += u64::from(door.txn(Txn::compare_and_set("sum", version, more)).await.unwrap().succeeded);
+                added +=
+                    u64::from(door.txn(Txn::compare_and_set("sum", version, more)).await.unwrap().succeeded);
             }
         });
     }

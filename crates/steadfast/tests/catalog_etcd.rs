@@ -35,9 +35,11 @@ async fn next(watch: &mut steadfast::catalog::WatchStream) -> WatchItem {
 async fn an_etcd_that_is_not_there_yet_is_waited_for_and_named_meanwhile() {
     let mut etcds = Etcds::of(1).await;
     etcds.kill(1);
-    let door =
-        Etcd::open(EtcdConfig { request_timeout: Duration::from_millis(300), ..config(7, etcds.endpoints(), None) })
-            .unwrap();
+    let door = Etcd::open(EtcdConfig {
+        request_timeout: Duration::from_millis(300),
+        ..config(7, etcds.endpoints(), None)
+    })
+    .unwrap();
     let refused = door.get("a".into()).await.unwrap_err();
     assert!(matches!(refused, CatalogError::Unreachable { node: 7, .. }), "{refused}");
     assert!(refused.to_string().contains(&etcds.host(1)), "{refused}");
@@ -98,7 +100,8 @@ async fn members_that_die_or_fall_silent_are_passed_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_was_sent_and_not_answered_is_called_unknown() {
     let etcds = Etcds::of(1).await;
-    let settings = EtcdConfig { request_timeout: Duration::from_millis(600), ..config(1, etcds.endpoints(), None) };
+    let settings =
+        EtcdConfig { request_timeout: Duration::from_millis(600), ..config(1, etcds.endpoints(), None) };
     let door = Etcd::open(settings).unwrap();
     put_surely(&door, "a", "1").await;
     etcds.signal(1, Signal::STOP);
@@ -161,7 +164,8 @@ async fn an_address_of_another_etcd_is_not_believed() {
     let (mut ours, theirs) = (Etcds::of(1).await, Etcds::of(1).await);
     let endpoints = [ours.endpoints(), theirs.endpoints()].concat();
     let door =
-        Etcd::open(EtcdConfig { request_timeout: Duration::from_secs(1), ..config(1, endpoints, None) }).unwrap();
+        Etcd::open(EtcdConfig { request_timeout: Duration::from_secs(1), ..config(1, endpoints, None) })
+            .unwrap();
     put_surely(&door, "a", "1").await;
     ours.kill(1);
     let refused = eventually("a refusal", || async { door.get("a".into()).await.err() }).await;
@@ -183,7 +187,10 @@ async fn what_etcd_has_no_room_for_is_refused_and_changes_nothing() {
     put_surely(&door, "a", "1").await;
     let puts = (0..200).map(|number| (format!("row/{number}"), Some("x".into()))).collect();
     let refused = door.txn(Txn { compare: Vec::new(), puts }).await.unwrap_err();
-    assert!(matches!(&refused, CatalogError::Refused { reason } if reason.contains("too many operations")), "{refused}");
+    assert!(
+        matches!(&refused, CatalogError::Refused { reason } if reason.contains("too many operations")),
+        "{refused}"
+    );
     assert!(refused.to_string().contains("docs/operations/catalog.md"), "{refused}");
     assert_eq!(door.range(String::new()).await.unwrap().rows.len(), 1);
 }
@@ -192,7 +199,8 @@ async fn what_etcd_has_no_room_for_is_refused_and_changes_nothing() {
 async fn rows_of_another_user_of_the_same_etcd_are_not_seen_and_do_not_count() {
     let etcds = Etcds::of(1).await;
     let ours = etcds.open(1);
-    let theirs = Etcd::open(EtcdConfig { prefix: "test/other".into(), ..config(2, etcds.endpoints(), None) }).unwrap();
+    let theirs =
+        Etcd::open(EtcdConfig { prefix: "test/other".into(), ..config(2, etcds.endpoints(), None) }).unwrap();
     let revision = put_surely(&ours, "a", "1").await;
     put_surely(&theirs, "a", "2").await;
     put_surely(&theirs, "b", "2").await;
@@ -250,8 +258,10 @@ async fn both_sides_prove_who_they_are_over_tls() {
         ("a certificate of another authority", tls(&right.ca, Some(&wrong.client))),
         ("another authority", tls(&wrong.ca, Some(&right.client))),
     ] {
-        let settings =
-            EtcdConfig { request_timeout: Duration::from_millis(500), ..config(2, etcds.endpoints(), Some(tls)) };
+        let settings = EtcdConfig {
+            request_timeout: Duration::from_millis(500),
+            ..config(2, etcds.endpoints(), Some(tls))
+        };
         let door = Etcd::open(settings).unwrap();
         let refused = door.get("a".into()).await.unwrap_err();
         assert!(matches!(refused, CatalogError::Unreachable { .. }), "{case}: {refused}");

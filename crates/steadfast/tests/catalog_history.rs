@@ -359,8 +359,7 @@ fn on_etcd(name: &str, done: impl Fn(u64) -> bool, checked_min: usize) {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let checked =
-        runtime.block_on(async { rounds(&mut Subject::etcd().await, seed(), done).await });
+    let checked = runtime.block_on(async { rounds(&mut Subject::etcd().await, seed(), done).await });
     assert!(checked > checked_min, "{checked} operations");
 }
 

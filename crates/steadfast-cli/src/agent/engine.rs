@@ -74,7 +74,12 @@ impl Engine {
     }
 
     /// The catalog as of now, for a file.
-    pub(crate) async fn backup(&self, cluster: ClusterId, node: NodeId, now_unix_ms: u64) -> Result<Backup, CatalogError> {
+    pub(crate) async fn backup(
+        &self,
+        cluster: ClusterId,
+        node: NodeId,
+        now_unix_ms: u64,
+    ) -> Result<Backup, CatalogError> {
         match self {
             Engine::Embedded(embedded) => embedded.backup(now_unix_ms).await,
             Engine::Etcd(etcd, _) => {
@@ -103,7 +108,11 @@ impl Engine {
 }
 
 /// Begins to follow the etcd of these settings, and waits a moment for its rows.
-pub(super) async fn open_etcd(settings: &EtcdSettings, cluster: ClusterId, node: NodeId) -> Result<Etcd, Failure> {
+pub(super) async fn open_etcd(
+    settings: &EtcdSettings,
+    cluster: ClusterId,
+    node: NodeId,
+) -> Result<Etcd, Failure> {
     let etcd = connect(settings, engine_id(node))?;
     match etcd.wait_filled(FILL_TIMEOUT).await {
         Ok(()) => check_owner(&etcd, settings, cluster)?,
@@ -164,9 +173,7 @@ pub(super) fn holds_another(settings: &EtcdSettings, row: &ClusterRow) -> Failur
         Code::WrongCluster,
         format!(
             "etcd holds cluster {} ({}) under {:?} already; give this one another catalog.prefix",
-            row.name,
-            row.id,
-            settings.prefix
+            row.name, row.id, settings.prefix
         ),
     )
 }

@@ -41,12 +41,7 @@ pub(super) fn standing(status: &Status, engine: &CatalogStatus, view: &View) -> 
         kept.insert(row.id, nodes.collect());
     }
     let there = status.nodes.values().filter(|row| is_there(&row.id));
-    Standing {
-        voters,
-        grantors,
-        kept,
-        domains: there.map(|row| (row.id, row.domain.clone())).collect(),
-    }
+    Standing { voters, grantors, kept, domains: there.map(|row| (row.id, row.domain.clone())).collect() }
 }
 
 /// Whether this node hears `node` now; the engine alone believes in a leader that was cut off.
@@ -57,12 +52,7 @@ fn is_heard(status: &Status, node: NodeId) -> bool {
 }
 
 /// What the cluster survives, as the API shows it.
-pub(super) fn survives(
-    standing: &Standing,
-    engine: EngineKind,
-    status: &Status,
-    names: &Names,
-) -> Survives {
+pub(super) fn survives(standing: &Standing, engine: EngineKind, status: &Status, names: &Names) -> Survives {
     let called = |container: &ContainerId| {
         let row = status.containers.get(container);
         row.map_or_else(|| container.to_string(), |(_, row)| row.spec.name.clone())

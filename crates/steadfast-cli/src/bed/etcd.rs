@@ -61,7 +61,8 @@ pub(super) fn command(
             urls(member, networks, PEER_PORT).into_iter().map(move |url| format!("m{member}={url}"))
         })
         .collect();
-    let (clients, peers) = (urls(host, networks, CLIENT_PORT).join(","), urls(host, networks, PEER_PORT).join(","));
+    let (clients, peers) =
+        (urls(host, networks, CLIENT_PORT).join(","), urls(host, networks, PEER_PORT).join(","));
     let mut command = Command::new(program);
     command.arg("--data-dir").arg(folder.join("etcd"));
     command.args(["--name", &format!("m{host}"), "--initial-cluster", &all.join(",")]);
@@ -82,7 +83,9 @@ impl Bed {
         }
         let members = self.hosts().iter().filter(|host| is_member(host.number()) && host.is_on());
         for host in members {
-            wait_for(&format!("etcd on {}", host.name()), PATIENCE, || host.has_serving_etcd().then_some(()))?;
+            wait_for(&format!("etcd on {}", host.name()), PATIENCE, || {
+                host.has_serving_etcd().then_some(())
+            })?;
         }
         Ok(())
     }

@@ -81,8 +81,12 @@ fn standing(status: &Status) -> String {
     let quorum = if status.quorum { "yes" } else { "NO: nothing is started or moved, containers freeze" };
     let lease = if status.lease_left_ms > 0 { "held" } else { "LAPSED: containers here are frozen" };
     let catalog = match (status.catalog.engine.as_str(), status.catalog.reachable) {
-        ("etcd", true) => format!("catalog   in etcd, which answers ({})", status.catalog.endpoints.join(", ")),
-        ("etcd", false) => format!("catalog   in etcd, which does NOT answer ({})", status.catalog.endpoints.join(", ")),
+        ("etcd", true) => {
+            format!("catalog   in etcd, which answers ({})", status.catalog.endpoints.join(", "))
+        }
+        ("etcd", false) => {
+            format!("catalog   in etcd, which does NOT answer ({})", status.catalog.endpoints.join(", "))
+        }
         _ => format!("leader    {}", status.leader.as_deref().unwrap_or("none known here")),
     };
     format!(

@@ -139,7 +139,8 @@ impl RawCatalog {
             }
         }
         if let (Some(given), None) = (&self.certificate, &self.ca) {
-            problems.refuse(given, "`ca` is missing beside it: without it nothing says which etcd to believe");
+            problems
+                .refuse(given, "`ca` is missing beside it: without it nothing says which etcd to believe");
             return None;
         }
         Some(ca?.map(|ca| EtcdTlsFiles { ca, client: certificate.flatten().zip(key.flatten()) }))
@@ -193,7 +194,9 @@ fn endpoint(text: &str, has_ca: bool) -> Result<String, String> {
             return Err("http:// would ask without TLS although `ca` is given; write https://".to_owned());
         }
         (Some("https"), false) => {
-            return Err("https:// needs `ca`, the authority that etcd's certificates are checked against".to_owned());
+            return Err(
+                "https:// needs `ca`, the authority that etcd's certificates are checked against".to_owned()
+            );
         }
         _ => {}
     }

@@ -40,7 +40,11 @@ fn without_a_majority_of_etcd_containers_go_on_and_nothing_else_changes() {
         (!status.catalog.reachable && !status.quorum).then_some(status)
     });
     assert!(said.catalog.why.is_some(), "{said:?}");
-    assert!(said.warnings.iter().any(|warning| warning.contains("etcd does not answer")), "{:?}", said.warnings);
+    assert!(
+        said.warnings.iter().any(|warning| warning.contains("etcd does not answer")),
+        "{:?}",
+        said.warnings
+    );
     let refused = trial.bed.host(0).steadfast_raw(&["invite", "delta"]).unwrap();
     assert!(!refused.success() && refused.stderr.contains("etcd did not answer"), "{refused:?}");
     // Leases are the grantors' business, so what runs goes on.
@@ -104,7 +108,9 @@ fn an_agent_starts_without_etcd_and_finds_its_way_back() {
     let host = trial.bed.host(2);
     host.kill_agent().unwrap();
     host.start_agent().unwrap();
-    trial.wait("an agent that answers", || host.steadfast_raw(&["status"]).ok().filter(|_| host.agent_pid().is_some()));
+    trial.wait("an agent that answers", || {
+        host.steadfast_raw(&["status"]).ok().filter(|_| host.agent_pid().is_some())
+    });
     for host in trial.bed.hosts() {
         host.signal_etcd(Signal::CONT).unwrap();
     }

@@ -27,8 +27,8 @@ use super::serve::Incoming;
 use super::store::{Owner, Restored, Store, StoreError};
 use super::watch::{Feed, LocalWatch};
 use super::{
-    BoxFuture, Catalog, CatalogError, CatalogStatus, EngineKind, Role, Rows, Txn, TxnReply, Versioned, WatchStream,
-    check_key,
+    BoxFuture, Catalog, CatalogError, CatalogStatus, EngineKind, Role, Rows, Txn, TxnReply, Versioned,
+    WatchStream, check_key,
 };
 
 /// Entries and bytes of log after which a checkpoint is made.

@@ -193,7 +193,8 @@ impl Etcds {
     pub async fn leader(&self) -> u64 {
         eventually("a leader of etcd", || async {
             for member in self.members() {
-                let Some(answer) = http(&self.host(member), "POST", "/v3/maintenance/status", "{}").await else {
+                let Some(answer) = http(&self.host(member), "POST", "/v3/maintenance/status", "{}").await
+                else {
                     continue;
                 };
                 let field = |name: &str| {

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::table::Change;
 use super::super::Versioned;
-use super::link::{Watching, WatchEnd};
+use super::super::table::Change;
+use super::link::{WatchEnd, Watching};
 use super::proto::{Event, KeyValue, RangeRequest};
 use super::{Inner, LinkError};
 

@@ -43,7 +43,9 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// From `http://host:port` or `https://host:port`; an error says what is wrong.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not an address of etcd; it must be http://host:port or https://host:port");
+        let wrong = || {
+            format!("{text:?} is not an address of etcd; it must be http://host:port or https://host:port")
+        };
         let uri: Uri = text.parse().map_err(|_| wrong())?;
         let (Some("http" | "https"), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16())
         else {
@@ -94,7 +96,8 @@ impl Connection {
                 (false, _) => Self::shake_hands(endpoint, stream).await,
                 (true, None) => Err("it wants TLS, and no authority was given".to_owned()),
                 (true, Some(config)) => {
-                    let name = ServerName::try_from(endpoint.host.clone()).map_err(|error| error.to_string())?;
+                    let name =
+                        ServerName::try_from(endpoint.host.clone()).map_err(|error| error.to_string())?;
                     let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
                     Self::shake_hands(endpoint, stream.map_err(|error| error.to_string())?).await
                 }

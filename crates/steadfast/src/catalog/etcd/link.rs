@@ -122,7 +122,11 @@ impl Link {
     }
 
     /// Reads through a majority, or as of the revision that is asked for.
-    pub(super) async fn range(&self, request: &RangeRequest, deadline: Instant) -> Result<RangeResponse, LinkError> {
+    pub(super) async fn range(
+        &self,
+        request: &RangeRequest,
+        deadline: Instant,
+    ) -> Result<RangeResponse, LinkError> {
         self.read(RANGE, &request.encode(), deadline, |bytes| {
             RangeResponse::decode(bytes).map(|response| (response.header, response))
         })
@@ -130,7 +134,11 @@ impl Link {
     }
 
     /// Reads several ranges at one revision, through a majority.
-    pub(super) async fn ranges(&self, request: &TxnRequest, deadline: Instant) -> Result<TxnResponse, LinkError> {
+    pub(super) async fn ranges(
+        &self,
+        request: &TxnRequest,
+        deadline: Instant,
+    ) -> Result<TxnResponse, LinkError> {
         self.read(TXN, &request.encode(), deadline, |bytes| {
             TxnResponse::decode(bytes).map(|response| (response.header, response))
         })
@@ -138,7 +146,11 @@ impl Link {
     }
 
     /// Makes a change, once.
-    pub(super) async fn change(&self, request: &TxnRequest, deadline: Instant) -> Result<TxnResponse, LinkError> {
+    pub(super) async fn change(
+        &self,
+        request: &TxnRequest,
+        deadline: Instant,
+    ) -> Result<TxnResponse, LinkError> {
         let message = request.encode();
         loop {
             let moves = self.moves.subscribe();
@@ -149,7 +161,11 @@ impl Link {
                     self.give_up(&connection, &error).await;
                     continue;
                 }
-                Err(_) => return Err(LinkError::Unreachable("the connection has no room for another request".into())),
+                Err(_) => {
+                    return Err(LinkError::Unreachable(
+                        "the connection has no room for another request".into(),
+                    ));
+                }
             };
             let error = match until_given_up(moves, deadline, call.answer(ANSWER_BYTES_MAX)).await {
                 Some(Ok(answer)) => {
@@ -176,11 +192,21 @@ impl Link {
     }
 
     /// All changes of a range from a revision on.
-    pub(super) async fn watch(&self, key: &[u8], range_end: &[u8], from: u64, deadline: Instant) -> Result<Watching, LinkError> {
+    pub(super) async fn watch(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+        from: u64,
+        deadline: Instant,
+    ) -> Result<Watching, LinkError> {
         let moves = self.moves.subscribe();
         let connection = self.connection(deadline).await?;
         let begun = timeout_at(deadline, async {
-            connection.follow(WATCH, &watch_request(key, range_end, from)).await?.answers(ANSWER_BYTES_MAX).await
+            connection
+                .follow(WATCH, &watch_request(key, range_end, from))
+                .await?
+                .answers(ANSWER_BYTES_MAX)
+                .await
         });
         let error = match begun.await {
             Ok(Ok(answers)) => return Ok(Watching { answers, moves, _connection: connection }),
@@ -213,7 +239,9 @@ impl Link {
                     Ok((header, response)) => return self.check_not_back(known, header).map(|()| response),
                     Err(malformed) => CallError::Lost(malformed.to_string()),
                 },
-                Ok(Err(CallError::Status(said))) if is_refusal(&said) => return Err(LinkError::Refused(said)),
+                Ok(Err(CallError::Status(said))) if is_refusal(&said) => {
+                    return Err(LinkError::Refused(said));
+                }
                 Ok(Err(error)) => error,
                 Err(_) => CallError::Lost("it took too long".into()),
             };
@@ -300,7 +328,9 @@ impl Link {
         let known = self.newest.load(Ordering::Relaxed);
         let answered = tokio::time::timeout(CONNECT_TIMEOUT, exchange(&connection, RANGE, &probe)).await;
         let header = match answered {
-            Ok(Ok(answer)) => RangeResponse::decode(&answer).map_err(|error| format!("{endpoint}: {error}"))?.header,
+            Ok(Ok(answer)) => {
+                RangeResponse::decode(&answer).map_err(|error| format!("{endpoint}: {error}"))?.header
+            }
             // It serves, and not us: whoever asks is told by the member itself.
             Ok(Err(CallError::Status(said))) if is_refusal(&said) => return Ok(connection),
             Ok(Err(error)) => return Err(words(&error)),
@@ -314,7 +344,9 @@ impl Link {
             )),
             Ok(_) | Err(_) => match self.check_not_back(known, header) {
                 Ok(()) => Ok(connection),
-                Err(_) => Err(format!("{endpoint}: it went back from revision {known} to {}", header.revision)),
+                Err(_) => {
+                    Err(format!("{endpoint}: it went back from revision {known} to {}", header.revision))
+                }
             },
         }
     }

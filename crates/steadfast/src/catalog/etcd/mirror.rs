@@ -158,10 +158,7 @@ impl Feed for Mirror {
         let state = self.lock();
         let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
         let rows = state.rows.range::<str, _>(from).take_while(|(key, _)| key.starts_with(prefix));
-        Rows {
-            revision: state.revision,
-            rows: rows.map(|(key, row)| (key.clone(), row.clone())).collect(),
-        }
+        Rows { revision: state.revision, rows: rows.map(|(key, row)| (key.clone(), row.clone())).collect() }
     }
 
     fn closed_error(&self, reason: &str) -> CatalogError {

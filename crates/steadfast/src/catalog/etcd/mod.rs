@@ -328,7 +328,8 @@ impl Inner {
     async fn read_under(&self, prefix: &str, deadline: Instant) -> Result<Rows, LinkError> {
         let mut request = self.keys.read_under(prefix);
         let both = [Op::Range(self.keys.read_last()), Op::Range(request.clone())].to_vec();
-        let first = self.link.ranges(&TxnRequest { success: both, ..TxnRequest::default() }, deadline).await?;
+        let first =
+            self.link.ranges(&TxnRequest { success: both, ..TxnRequest::default() }, deadline).await?;
         request.revision = first.header.revision;
         let mut answers = first.ranges.into_iter();
         let (Some(last), Some(mut page)) = (answers.next(), answers.next()) else {
@@ -552,8 +553,11 @@ mod tests {
         let ranges = vec![range(vec![row(3)]), range(vec![row(4)]), range(vec![]), range(vec![row(9)])];
         let reply = reply(&txn, TxnResponse { ranges, ..TxnResponse::default() });
         assert_eq!((reply.succeeded, reply.revision), (false, 9));
-        let conflicts: Vec<_> =
-            reply.conflicts.iter().map(|(key, row)| (key.as_str(), row.as_ref().map(|row| row.version))).collect();
+        let conflicts: Vec<_> = reply
+            .conflicts
+            .iter()
+            .map(|(key, row)| (key.as_str(), row.as_ref().map(|row| row.version)))
+            .collect();
         assert_eq!(conflicts, [("b", Some(4)), ("c", None)]);
     }
 

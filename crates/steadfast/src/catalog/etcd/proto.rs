@@ -366,8 +366,12 @@ mod tests {
 
     #[test]
     fn requests_have_the_published_form() {
-        let range =
-            RangeRequest { key: b"a".to_vec(), range_end: b"b".to_vec(), limit: 300, ..RangeRequest::default() };
+        let range = RangeRequest {
+            key: b"a".to_vec(),
+            range_end: b"b".to_vec(),
+            limit: 300,
+            ..RangeRequest::default()
+        };
         assert_eq!(range.encode(), [0x0a, 1, b'a', 0x12, 1, b'b', 0x18, 0xac, 2]);
         let compare = Compare { key: b"k".to_vec(), revision: 0 };
         assert_eq!(compare.encode(), [0x10, 2, 0x1a, 1, b'k', 0x30, 0], "absence is said, not left out");
