@@ -134,7 +134,8 @@ pub fn views(report: &mut Report) -> anyhow::Result<()> {
 
 fn change_ms(cluster: &Cluster, victim: usize) -> anyhow::Result<f64> {
     let all = cluster.journal().since(crate::detect::journal::Instant(0), |_| true);
-    let verdict = all.iter().filter(|seen| matches!(&seen.what, What::Verdict(_, about) if about.contains(&victim)));
+    let verdict =
+        all.iter().filter(|seen| matches!(&seen.what, What::Verdict(_, about) if about.contains(&victim)));
     let verdict = verdict.map(|seen| seen.at).min().context("somebody gave a verdict")?;
     let mut installed = BTreeMap::new();
     for seen in all.iter().filter(|seen| seen.what == What::Gone(victim)) {

@@ -45,7 +45,12 @@ pub struct Load {
 
 impl Load {
     /// Loads a system with so many clients, spread over its members.
-    pub async fn of(contender: &dyn Contender, doing: Doing, clients: usize, span: Duration) -> anyhow::Result<Load> {
+    pub async fn of(
+        contender: &dyn Contender,
+        doing: Doing,
+        clients: usize,
+        span: Duration,
+    ) -> anyhow::Result<Load> {
         let mut ready = Vec::new();
         for client in 0..clients {
             ready.push(contender.client(client % 3).await?);

@@ -85,7 +85,12 @@ fn peers(credentials: Credentials) -> Peers {
 struct OverTls(Peers);
 
 impl Transport for OverTls {
-    fn call(&self, to: RaftNodeId, request: Bytes, timeout: Duration) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+    fn call(
+        &self,
+        to: RaftNodeId,
+        request: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         Box::pin(async move {
             let answer = self.0.call(NodeId(u128::from(to)), Class::Raft, ENGINE, request, timeout).await;
             answer.map_err(|error| {

@@ -88,7 +88,12 @@ fn measure_load(report: &mut Report) -> anyhow::Result<()> {
             }
             let [ours_rates, their_rates] = &rates;
             let [ours_p99, their_p99] = &p99s;
-            report.rate_ratio(&format!("catalog.{name}.vs_etcd"), median(ours_rates), median(their_rates), "1/s");
+            report.rate_ratio(
+                &format!("catalog.{name}.vs_etcd"),
+                median(ours_rates),
+                median(their_rates),
+                "1/s",
+            );
             if name == "put64" {
                 report.time_ratio("catalog.put64_p99.vs_etcd", median(ours_p99), median(their_p99), "ms");
             }

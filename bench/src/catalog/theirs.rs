@@ -133,7 +133,9 @@ impl Theirs {
         let gap = runtime.block_on(async {
             let mut clients = Vec::new();
             for member in &others {
-                clients.push(RawEtcd::connect(&url(*member, 2379), CONNECT_MAX).await.map_err(anyhow::Error::msg)?);
+                clients.push(
+                    RawEtcd::connect(&url(*member, 2379), CONNECT_MAX).await.map_err(anyhow::Error::msg)?,
+                );
             }
             loop {
                 for client in &clients {
@@ -174,7 +176,10 @@ fn post(member: usize, path: &str) -> anyhow::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(format!("127.79.0.{}:2379", member + 1))?;
     stream.set_read_timeout(Some(CONNECT_MAX))?;
-    write!(stream, "POST {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}")?;
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -205,7 +210,8 @@ impl Contender for Theirs {
 
     fn client(&self, member: usize) -> Pin<Box<dyn Future<Output = anyhow::Result<Box<dyn Client>>> + '_>> {
         Box::pin(async move {
-            let connection = RawEtcd::connect(&url(member, 2379), CONNECT_MAX).await.map_err(anyhow::Error::msg)?;
+            let connection =
+                RawEtcd::connect(&url(member, 2379), CONNECT_MAX).await.map_err(anyhow::Error::msg)?;
             let value = Bytes::from(vec![7; VALUE_BYTES]);
             Ok(Box::new(EtcdClient { connection, value }) as Box<dyn Client>)
         })
