@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -23,6 +25,8 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// How long one member is given to accept a connection and to show that it has a leader.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much later each further member is tried: one that is silent must not keep the others waiting.
+const STAGGER: Duration = Duration::from_millis(100);
 /// How long a change that is under way is waited for after its member was given up.
 const GRACE: Duration = Duration::from_millis(500);
 /// Between two rounds in which no member served; doubles up to the second.
@@ -287,34 +291,42 @@ impl Link {
                 tokio::time::sleep_until(until).await;
                 continue;
             }
-            match timeout_at(deadline, self.connect(&mut current)).await {
-                Ok(Some(connection)) => return Ok(connection),
-                // The loop sees when and why.
-                Ok(None) => {}
-                Err(_) => return Err(late()),
+            if let Some(connection) = self.connect(&mut current, deadline).await {
+                return Ok(connection);
             }
+            // The loop sees when and why.
         }
     }
 
-    /// Tries each member once.
-    async fn connect(&self, current: &mut Current) -> Option<Arc<Connection>> {
+    /// Tries every member, each a little after the one before, until one serves.
+    async fn connect(&self, current: &mut Current, deadline: Instant) -> Option<Arc<Connection>> {
         current.connection = None;
+        let count = self.endpoints.len();
+        let mut trials: FuturesUnordered<_> = (0u32..)
+            .zip(self.endpoints.iter().cycle().skip(current.next % count).take(count))
+            .map(|(turn, endpoint)| async move {
+                tokio::time::sleep(STAGGER * turn).await;
+                (turn, self.open(endpoint).await)
+            })
+            .collect();
         let mut reasons = Vec::new();
-        for _ in 0..self.endpoints.len() {
-            let endpoint = self.endpoints.get(current.next % self.endpoints.len())?;
-            match self.open(endpoint).await {
+        while let Ok(Some((turn, opened))) = timeout_at(deadline, trials.next()).await {
+            match opened {
                 Ok(connection) => {
                     let connection = Arc::new(connection);
                     current.connection = Some(Arc::clone(&connection));
+                    current.next += usize::try_from(turn).unwrap_or(0);
                     current.failed = None;
                     return Some(connection);
                 }
                 Err(reason) => {
                     tracing::debug!(reason, "a member of etcd does not serve");
                     reasons.push(reason);
-                    current.next += 1;
                 }
             }
+        }
+        if reasons.is_empty() {
+            reasons.push("no member accepted a connection in time".to_owned());
         }
         let pause = current.failed.as_ref().map_or(PAUSE, |(_, _, pause)| (*pause * 2).min(PAUSE_MAX));
         current.failed = Some((Instant::now(), reasons.join("; "), pause));
