@@ -132,19 +132,28 @@ pub fn views(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Milliseconds from the first verdict on `victim` until everybody has installed the view without it; waits for that.
 fn change_ms(cluster: &Cluster, victim: usize) -> anyhow::Result<f64> {
-    let all = cluster.journal().since(crate::detect::journal::Instant(0), |_| true);
-    let verdict =
-        all.iter().filter(|seen| matches!(&seen.what, What::Verdict(_, about) if about.contains(&victim)));
-    let verdict = verdict.map(|seen| seen.at).min().context("somebody gave a verdict")?;
-    let mut installed = BTreeMap::new();
-    for seen in all.iter().filter(|seen| seen.what == What::Gone(victim)) {
-        installed.entry(seen.observer).or_insert(seen.at);
-    }
+    let asked = Instant::now();
     let others = cluster.running().len();
-    if installed.len() < others {
-        bail!("only {} of {others} agents installed the view without n{victim}", installed.len());
+    loop {
+        let all = cluster.journal().since(crate::detect::journal::Instant(0), |_| true);
+        let verdicts = all
+            .iter()
+            .filter(|seen| matches!(&seen.what, What::Verdict(_, about) if about.contains(&victim)));
+        let first = verdicts.map(|seen| seen.at).min();
+        let mut installed = BTreeMap::new();
+        for seen in all.iter().filter(|seen| seen.what == What::Gone(victim)) {
+            installed.entry(seen.observer).or_insert(seen.at);
+        }
+        if installed.len() >= others
+            && let (Some(first), Some(last)) = (first, installed.values().max())
+        {
+            return Ok(last.ms_since(first));
+        }
+        if asked.elapsed() > PATIENCE {
+            bail!("only {} of {others} agents installed the view without n{victim}", installed.len());
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let last = installed.into_values().max().context("somebody installed the view")?;
-    Ok(last.ms_since(verdict))
 }
