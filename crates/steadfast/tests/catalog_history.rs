@@ -1,6 +1,7 @@
 //! What the catalog promises over time: one order that everybody sees, no writes when idle, no election under load.
 //!
-//! The histories come from members that are processes: killed, stopped, cut off, with messages lost, repeated and overtaking each other.
+//! The histories come from members that are processes: killed, stopped, cut off, with messages lost, repeated and overtaking each other;
+//! and from a real etcd whose members are killed, stopped and cut off from each other.
 //! A failure prints its seed, and `STEADFAST_SEED` repeats the same choices. The long run lasts ten minutes under `cargo xtask soak`, else
 //! one, or as many seconds as `STEADFAST_SOAK_SECONDS` says.
 
@@ -13,11 +14,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use catalog_common::etcds::{Etcds, config, in_a_network_of_its_own};
 use catalog_common::history::{self, Act, Answer, Operation};
 use catalog_common::processes::{Call, Dice, Door, Faults, Processes, Reply, Silence, run_as_member};
-use catalog_common::{Cluster, eventually, put};
+use catalog_common::{Cluster, PATIENCE, eventually, put};
 use rustix::process::Signal;
-use steadfast::catalog::{Catalog, CatalogError, Txn, Versioned};
+use steadfast::catalog::{Catalog, CatalogError, Etcd, EtcdConfig, Txn, Versioned};
 
 const ENTRY: &str = "a_member_as_a_process_of_its_own";
 
@@ -62,6 +64,8 @@ fn nothing_done(error: &CatalogError) -> bool {
         | CatalogError::NoMajority { .. }
         | CatalogError::Full { .. }
         | CatalogError::Overloaded { .. }
+        | CatalogError::Unreachable { .. }
+        | CatalogError::Refused { .. }
         | CatalogError::NotMember { .. }
         | CatalogError::Closed { .. } => true,
     }
@@ -223,21 +227,108 @@ fn seed() -> u64 {
     seed
 }
 
+/// What is harmed.
+enum Subject {
+    /// The engine of our own.
+    Members(Processes),
+    /// etcd, and nodes that keep their catalog there.
+    Etcd(Etcds, Vec<Etcd>),
+}
+
+impl Subject {
+    async fn etcd() -> Self {
+        let etcds = Etcds::that_can_be_cut(3).await;
+        let nodes: Vec<Etcd> = (1..=3)
+            .map(|node| {
+                let settings = config(node, etcds.endpoints(), None);
+                Etcd::open(EtcdConfig { request_timeout: Duration::from_millis(700), ..settings }).unwrap()
+            })
+            .collect();
+        for node in &nodes {
+            node.wait_filled(PATIENCE).await.unwrap();
+        }
+        Self::Etcd(etcds, nodes)
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        match self {
+            Self::Members(processes) => {
+                processes.nodes().into_iter().map(|node| processes.door(node)).collect()
+            }
+            Self::Etcd(_, nodes) => nodes.iter().cloned().map(Door::Etcd).collect(),
+        }
+    }
+
+    async fn harm(&mut self, round: &Round, dice: &mut Dice, kind: u64) {
+        match self {
+            Self::Members(processes) => harm(processes, round, dice, kind).await,
+            Self::Etcd(etcds, _) => harm_etcd(etcds, round, dice, kind).await,
+        }
+    }
+}
+
+/// The same kinds of harm to etcd's members.
+async fn harm_etcd(etcds: &mut Etcds, round: &Round, dice: &mut Dice, kind: u64) {
+    let members = etcds.members();
+    let leader = etcds.leader().await;
+    let any = members[usize::try_from(dice.below(members.len() as u64)).unwrap()];
+    let victim = if dice.below(2) == 0 { leader } else { any };
+    let others = || members.iter().copied().filter(|member| *member != victim);
+    match kind {
+        0 => {
+            etcds.kill(victim);
+            round.longer(150).await;
+            etcds.start(victim);
+        }
+        1 => {
+            for member in &members {
+                etcds.kill(*member);
+            }
+            for member in &members {
+                etcds.start(*member);
+            }
+        }
+        2 => {
+            etcds.signal(victim, Signal::STOP);
+            round.longer(100).await;
+            etcds.signal(victim, Signal::CONT);
+        }
+        3 => {
+            others().for_each(|other| etcds.cut(victim, other));
+            round.longer(150).await;
+        }
+        4 => {
+            others().take(1).for_each(|other| etcds.cut_one_way(victim, other));
+            round.longer(150).await;
+        }
+        _ => {
+            // Nobody has a majority for a while.
+            others().for_each(|other| etcds.signal(other, Signal::STOP));
+            etcds.kill(victim);
+            etcds.start(victim);
+            others().for_each(|other| etcds.signal(other, Signal::CONT));
+            round.longer(100).await;
+        }
+    }
+    etcds.heal();
+    for member in &members {
+        etcds.serving(*member).await;
+    }
+}
+
 /// Rounds of harm, each with its own history, until `done`; returns how many operations were checked.
-async fn rounds(seed: u64, done: impl Fn(u64) -> bool) -> usize {
+async fn rounds(subject: &mut Subject, seed: u64, done: impl Fn(u64) -> bool) -> usize {
     let mut dice = Dice(seed);
-    let mut processes = Processes::of(3, ENTRY).await;
     let clock = Instant::now();
     let (mut count, mut checked, mut unknown) = (0, 0, 0);
     while !done(count) {
-        let doors = processes.nodes().into_iter().map(|node| processes.door(node)).collect();
-        let round = Round::new(doors, clock);
+        let round = Round::new(subject.doors(), clock);
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..16 {
             clients.spawn(Arc::clone(&round).client(dice.below(u64::MAX)));
         }
         round.longer(100).await;
-        harm(&mut processes, &round, &mut dice, count % 6).await;
+        subject.harm(&round, &mut dice, count % 6).await;
         round.longer(100).await;
         round.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = clients.join_next().await {
@@ -255,17 +346,49 @@ async fn rounds(seed: u64, done: impl Fn(u64) -> bool) -> usize {
     checked
 }
 
+/// When a long run ends: ten minutes under `cargo xtask soak`, else one, or what is asked for.
+fn end_of_a_long_run() -> Instant {
+    let given = std::env::var("STEADFAST_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let usual = if std::env::var_os("STEADFAST_SOAK").is_some() { 600 } else { 60 };
+    Instant::now() + Duration::from_secs(given.unwrap_or(usual))
+}
+
+/// Runs histories on etcd in a network of their own, where its members can be cut off from each other.
+fn on_etcd(name: &str, done: impl Fn(u64) -> bool, checked_min: usize) {
+    if !in_a_network_of_its_own(name) {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let checked = runtime.block_on(async { rounds(&mut Subject::etcd().await, seed(), done).await });
+    assert!(checked > checked_min, "{checked} operations");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_with_killed_stopped_and_cut_off_members_are_linearizable() {
-    assert!(rounds(seed(), |count| count >= 6).await > 1500);
+    let mut subject = Subject::Members(Processes::of(3, ENTRY).await);
+    assert!(rounds(&mut subject, seed(), |count| count >= 6).await > 1500);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_run_of_histories_is_linearizable() {
-    let given = std::env::var("STEADFAST_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    let usual = if std::env::var_os("STEADFAST_SOAK").is_some() { 600 } else { 60 };
-    let end = Instant::now() + Duration::from_secs(given.unwrap_or(usual));
-    rounds(seed(), |_| Instant::now() >= end).await;
+    let end = end_of_a_long_run();
+    let mut subject = Subject::Members(Processes::of(3, ENTRY).await);
+    rounds(&mut subject, seed(), |_| Instant::now() >= end).await;
+}
+
+#[test]
+fn histories_on_etcd_with_killed_stopped_and_cut_off_members_are_linearizable() {
+    on_etcd(
+        "histories_on_etcd_with_killed_stopped_and_cut_off_members_are_linearizable",
+        |count| count >= 6,
+        1500,
+    );
+}
+
+#[test]
+fn a_long_run_of_histories_on_etcd_is_linearizable() {
+    let end = end_of_a_long_run();
+    on_etcd("a_long_run_of_histories_on_etcd_is_linearizable", |_| Instant::now() >= end, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,7 +14,7 @@ use steadfast::identity::Membership;
 use steadfast::net::tls::{Authority, fingerprint};
 use steadfast::token::{Token, hash_secret};
 use steadfast_proto::catalog::{InviteRow, Key, NodeRow, Taken};
-use steadfast_proto::ids::{Digest, NodeId};
+use steadfast_proto::ids::{ClusterId, Digest, NodeId};
 
 use super::found::tls_failure;
 use super::join::{JoinReply, JoinRequest};
@@ -24,6 +24,7 @@ use super::state::{Hint, engine_id};
 use super::{addresses, crash, notice};
 use crate::api::types::{Invitation, InviteRequest};
 use crate::codes::Code;
+use crate::config::catalog::CatalogConfig;
 use crate::failure::Failure;
 use crate::units;
 
@@ -45,6 +46,8 @@ pub(crate) struct Inviter {
     pub(crate) rows: Rows,
     pub(crate) membership: SharedMembership,
     pub(crate) networks: Vec<(String, SocketAddr)>,
+    /// Who keeps the catalog, which a new node must know too.
+    pub(crate) catalog: CatalogConfig,
     pub(crate) hears: Hears,
 }
 
@@ -57,6 +60,11 @@ enum Stored {
 }
 
 impl Inviter {
+    /// The cluster that it invites to.
+    pub(super) fn cluster(&self) -> ClusterId {
+        self.membership().cluster_id()
+    }
+
     /// Makes an invitation and its token.
     pub(crate) async fn invite(&self, request: InviteRequest) -> Result<Invitation, Failure> {
         let name = units::name(&request.name).map_err(|message| Failure::new(Code::NameInvalid, message))?;
@@ -162,6 +170,7 @@ impl Inviter {
             Failure::new(Code::BadRequest, error.to_string())
         })?;
         self.check_networks(&request)?;
+        self.check_catalog(&request)?;
         let authority = authority(&membership)?;
         let serial_min = keys::serial_min(&self.rows, node).await?;
         let certificate = authority
@@ -297,6 +306,26 @@ impl Inviter {
             }
         }
         Ok(())
+    }
+
+    /// A node that looked for the catalog elsewhere would never find it.
+    fn check_catalog(&self, request: &JoinRequest) -> Result<(), Failure> {
+        let ours = self.catalog.etcd_prefix();
+        if request.etcd_prefix == ours {
+            return Ok(());
+        }
+        let words = |prefix: &Option<String>| match prefix {
+            None => "engine = \"embedded\"".to_owned(),
+            Some(prefix) => format!("engine = \"etcd\" with prefix = {prefix:?}"),
+        };
+        Err(Failure::new(
+            Code::ConfigInvalid,
+            format!(
+                "the cluster's [catalog] has {}, and the new node's has {}; make them the same",
+                words(&ours),
+                words(&request.etcd_prefix)
+            ),
+        ))
     }
 
     /// This node's addresses first, then other nodes', as many as a token holds.

@@ -22,9 +22,12 @@ use steadfast_proto::domains;
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
 use super::admit::Hears;
+use super::engine::{self, Engine};
 use super::rows::{self, Rows};
 use super::state::{Founder, Hint, engine_id};
 use crate::codes::Code;
+use crate::config::Config;
+use crate::config::catalog::CatalogConfig;
 use crate::failure::Failure;
 
 /// The RPC service that carries the engine's messages.
@@ -99,8 +102,27 @@ impl Transport for PeersTransport {
     }
 }
 
-/// Opens this node's store and offers it to the others.
+/// Opens the engine that is configured.
 pub(crate) async fn open(
+    config: &Config,
+    cluster: ClusterId,
+    node: NodeId,
+    transport: Arc<PeersTransport>,
+    services: &Services,
+) -> Result<Engine, Failure> {
+    match &config.catalog {
+        CatalogConfig::Embedded => {
+            open_embedded(&config.data, cluster, node, transport, services).await.map(Engine::Embedded)
+        }
+        CatalogConfig::Etcd(settings) => {
+            let etcd = engine::open_etcd(settings, cluster, node).await?;
+            Ok(Engine::Etcd(etcd, settings.clone()))
+        }
+    }
+}
+
+/// Opens this node's store and offers it to the others.
+async fn open_embedded(
     data: &std::path::Path,
     cluster: ClusterId,
     node: NodeId,
@@ -134,19 +156,21 @@ fn open_failure(error: &OpenError) -> Failure {
 
 /// Makes the catalog of a new cluster and its first rows; does nothing where they are there already.
 pub(crate) async fn found(
-    embedded: &Embedded,
+    engine: &Engine,
     rows: &Rows,
     founder: &Founder,
     cluster: (ClusterId, &str),
     own: NodeRow,
     incarnation: Incarnation,
 ) -> Result<(), Failure> {
-    let addresses = own.addresses.iter().map(|(_, address)| address.to_string()).collect();
-    match embedded.initialize(addresses).await {
-        Ok(()) | Err(InitializeError::AlreadyMember { .. }) => {}
-        Err(InitializeError::Catalog(error)) => return Err(rows::catalog_failure(&error)),
+    if let Some(embedded) = engine.embedded() {
+        let addresses = own.addresses.iter().map(|(_, address)| address.to_string()).collect();
+        match embedded.initialize(addresses).await {
+            Ok(()) | Err(InitializeError::AlreadyMember { .. }) => {}
+            Err(InitializeError::Catalog(error)) => return Err(rows::catalog_failure(&error)),
+        }
     }
-    if embedded.get_stale(&Key::Cluster.encode()).1.is_some() {
+    if rows.catalog().get_stale(&Key::Cluster.encode()).1.is_some() {
         return Ok(());
     }
     let cluster_row = ClusterRow {
@@ -166,8 +190,13 @@ pub(crate) async fn found(
             (Key::Node(own.id).encode(), Some(rows::encode(&own)?)),
         ],
     };
-    // A comparison that fails means that an earlier start did it.
-    rows.commit(txn).await.map(|_| ())
+    let reply = rows.commit(txn).await?;
+    let (false, Engine::Etcd(_, settings)) = (reply.succeeded, engine) else { return Ok(()) };
+    // A comparison that fails means that an earlier start did it, or another cluster at the same moment.
+    match rows.get::<ClusterRow>(&Key::Cluster).await? {
+        Some((row, _)) if row.id != cluster.0 => Err(engine::holds_another(settings, &row)),
+        Some(_) | None => Ok(()),
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -262,7 +291,7 @@ pub(crate) async fn seek_admission(
         let (follows, votes) = match status.role {
             Role::Leader | Role::Follower | Role::Candidate => (true, true),
             Role::Learner => (status.learners.contains_key(&request.engine_id), false),
-            Role::Closed => return,
+            Role::Client | Role::Closed => return,
         };
         let votes = votes && status.voters.contains_key(&request.engine_id);
         if follows && said != Some(votes) {

@@ -150,12 +150,14 @@ impl Agent {
     /// Takes the votes in the engine from nodes that left or were replaced: only its leader does, and only while more
     /// than half of the voters that stay are members.
     pub(super) async fn tend_voters(self: std::sync::Arc<Self>) {
+        // In etcd no node votes.
+        let Some(embedded) = self.engine.embedded().cloned() else { return };
         loop {
             tokio::time::sleep(VOTERS_EVERY).await;
             let Ok(status) = self.status().await else { continue };
             let Some(view) = &status.view else { continue };
-            let engine = self.embedded.status();
-            if self.embedded.leader() != Some(super::state::engine_id(self.id)) {
+            let engine = embedded.status();
+            if embedded.leader() != Some(super::state::engine_id(self.id)) {
                 continue;
             }
             let is_over = |row: &&NodeRow| {
@@ -172,7 +174,7 @@ impl Agent {
             if there.count() * 2 <= engine.voters.len().saturating_sub(1) {
                 continue;
             }
-            match self.embedded.demote(over.engine_id).await {
+            match embedded.demote(over.engine_id).await {
                 Ok(()) => tracing::info!(node = over.name, "it votes no longer: it is no member"),
                 Err(error) => tracing::debug!(node = over.name, %error, "its vote is not taken yet"),
             }

@@ -66,6 +66,9 @@ pub(crate) struct JoinRequest {
     /// Whether a node that has a row already asks to bear the token's name from now on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) rebind: bool,
+    /// The prefix of the catalog in etcd; none with the nodes' own engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etcd_prefix: Option<String>,
 }
 
 /// Whether an identity that the cluster knows may take another name.
@@ -184,6 +187,7 @@ async fn take_up(
         criu: machine.criu,
         processor: machine.processor,
         rebind: rebind == Rebind::Allow,
+        etcd_prefix: config.catalog.etcd_prefix(),
     };
     let reply = ask(token, &request).await?;
     crash::point("join:answered");

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use steadfast::catalog::{Catalog, Txn};
+use steadfast::catalog::Txn;
 use steadfast::identity::{CLUSTER_KEYS_MAX, ClusterKey, Identity, Membership};
 use steadfast::net::rpc::{Class, Peers, Services};
 use steadfast::net::tls::{Credentials, NodeKey, RENEW_AGE, serial_of};
@@ -633,13 +633,10 @@ impl Agent {
                 format!("{} is a member of the view; stop its agent and wait until it is removed", row.name),
             ));
         }
-        let engine = self.embedded.status();
-        if engine.voters.contains_key(&row.engine_id) || engine.learners.contains_key(&row.engine_id) {
-            self.embedded
-                .remove(row.engine_id)
-                .await
-                .map_err(|error| Failure::new(Code::NoQuorum, format!("{}: {error}", row.name)))?;
-        }
+        self.engine
+            .remove(row.engine_id)
+            .await
+            .map_err(|error| Failure::new(Code::NoQuorum, format!("{}: {error}", row.name)))?;
         self.keys.revoke(&row).await?;
         self.rotate_keys().await
     }

@@ -13,6 +13,7 @@ mod containers;
 pub(crate) mod crash;
 mod device_verbs;
 mod devices;
+mod engine;
 mod exec;
 pub mod found;
 #[doc(hidden)]
@@ -45,7 +46,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sd_notify::NotifyState;
-use steadfast::catalog::{Catalog, Embedded};
 use steadfast::identity::{Identity, Membership};
 use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
@@ -60,6 +60,7 @@ use self::admit::Inviter;
 use self::catalog::PeersTransport;
 use self::containers::Containers;
 pub(crate) use self::containers::spec as container_spec;
+use self::engine::Engine;
 use self::keys::Keyring;
 pub(crate) use self::links::Registration;
 pub(crate) use self::machine::on_path;
@@ -80,7 +81,7 @@ pub struct Agent {
     pub(crate) id: NodeId,
     pub(crate) networks: Vec<(String, SocketAddr)>,
     pub(crate) rows: Rows,
-    pub(crate) embedded: Embedded,
+    pub(crate) engine: Engine,
     pub(crate) peers: Peers,
     pub(crate) node: NodeHandle,
     pub(crate) board: links::Board,
@@ -133,7 +134,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!("the agent ends; its containers go on until their lease is over");
     agent.node.stop().await;
-    agent.embedded.shutdown().await;
+    agent.engine.shutdown().await;
     outcome
 }
 
@@ -189,7 +190,7 @@ impl Started {
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             look.tick().await;
-            if let Some(reason) = self.agent.embedded.status().failure {
+            if let Some(reason) = self.agent.engine.status().failure {
                 return Failure::new(Code::DiskFailed, format!("the catalog on this node closed: {reason}"));
             }
             if let Err(error @ Unanswered::Stopped) = self.agent.node.status().await {
@@ -210,7 +211,7 @@ struct Opened {
     peers: Peers,
     services: Services,
     transport: Arc<PeersTransport>,
-    embedded: Embedded,
+    engine: Engine,
     rows: Rows,
     keys: Keyring,
     machine: machine::Machine,
@@ -232,10 +233,10 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
     // Before the catalog is opened: a copy of a voter must not cast that voter's vote.
     let others: Vec<NodeId> = state.hints.iter().filter_map(|hint| hint.node.parse().ok()).collect();
     settle_place(&mut identity, &peers, &others).await?;
-    let embedded =
-        catalog::open(&config.data, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
+    let engine =
+        catalog::open(config, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
     crash::point("agent:catalog");
-    let rows = Rows::new(Arc::new(embedded.clone()));
+    let rows = Rows::new(engine.catalog());
     learn_rows(&rows, id, &peers, &transport);
     let listeners = bind(&networks, &credentials, &services)?;
     let machine = machine::look(config);
@@ -245,7 +246,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
         && state.hints.is_empty()
     {
         let cluster = (membership.cluster_id(), membership.cluster_name.as_str());
-        catalog::found(&embedded, &rows, founder, cluster, own.clone(), identity.incarnation()).await?;
+        catalog::found(&engine, &rows, founder, cluster, own.clone(), identity.incarnation()).await?;
     }
     let identity = Arc::new(Mutex::new(Some(identity)));
     let keys = Keyring::new(
@@ -266,7 +267,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
         peers,
         services,
         transport,
-        embedded,
+        engine,
         rows,
         keys,
         machine,
@@ -286,7 +287,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let worker = worker::Worker {
         containers: containers.clone(),
         memory: memory.clone(),
-        embedded: opened.embedded.clone(),
+        engine: opened.engine.clone(),
         identity: Arc::clone(&opened.identity),
         rows: rows.clone(),
         machine: opened.machine.clone(),
@@ -306,13 +307,14 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         rows: rows.clone(),
         membership: keys.shared(),
         networks: networks.clone(),
+        catalog: config.catalog.clone(),
         hears: hears(node.clone()),
     };
     let agent = Arc::new(Agent {
         id,
         networks,
         rows,
-        embedded: opened.embedded,
+        engine: opened.engine,
         peers: opened.peers,
         node,
         board,
@@ -400,7 +402,7 @@ fn parts(opened: &Opened, config: &Config, worker: worker::Worker) -> Result<Par
         cluster: opened.membership.cluster_id(),
         keys: opened.keys.first_keys(),
         boot_salt: identity.salt(),
-        catalog: Arc::new(opened.embedded.clone()),
+        catalog: opened.engine.catalog(),
         worker: Arc::new(worker),
         runtime: tokio::runtime::Handle::current(),
         watch: Some(watch),
@@ -469,7 +471,9 @@ fn learn_rows(rows: &Rows, own: NodeId, peers: &Peers, transport: &PeersTranspor
 
 /// Offers to others what needs the whole agent.
 fn offer(agent: &Arc<Agent>, services: &Services) {
-    catalog::offer_admission(services, &agent.embedded);
+    if let Some(embedded) = agent.engine.embedded() {
+        catalog::offer_admission(services, embedded);
+    }
     own_row::offer(services, &agent.rows);
     catalog::offer_greetings(services, &agent.rows, Arc::clone(&agent.inviter.hears));
     agent.keys.offer();
@@ -506,14 +510,11 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
             hints.push(hint);
         }
     }
-    let addresses = agent.networks.iter().map(|(_, address)| address.to_string()).collect();
-    tokio::spawn(catalog::seek_admission(
-        agent.embedded.clone(),
-        agent.peers.clone(),
-        hints,
-        addresses,
-        agent.id,
-    ));
+    if let Some(embedded) = agent.engine.embedded() {
+        let addresses = agent.networks.iter().map(|(_, address)| address.to_string()).collect();
+        let (embedded, peers) = (embedded.clone(), agent.peers.clone());
+        tokio::spawn(catalog::seek_admission(embedded, peers, hints, addresses, agent.id));
+    }
     tokio::spawn(own_row::refresh(agent.rows.clone(), agent.peers.clone(), own));
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use steadfast::catalog::{Catalog, CatalogStatus};
+use steadfast::catalog::{CatalogStatus, EngineKind};
 use steadfast::node::{Noticed, Unanswered};
 use steadfast_proto::catalog::{ContainerRow, ContainerState, NodeRow, View, ViewReason};
 use steadfast_proto::detect::{Opinion, Verdict};
@@ -41,7 +41,7 @@ impl Agent {
     /// How the cluster stands, from here.
     pub(crate) async fn shown_status(&self) -> Result<types::Status, Failure> {
         let status = self.status().await?;
-        let engine = self.embedded.status();
+        let engine = self.engine.status();
         let names: Names = status.nodes.iter().map(|(id, row)| (*id, row.name.clone())).collect();
         let Some(cluster) = &status.cluster else {
             return Err(Failure::new(
@@ -58,7 +58,8 @@ impl Agent {
             counts.rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
         datagrams.extend([("opened".to_owned(), counts.opened), ("malformed".to_owned(), counts.malformed)]);
         let standing = survival::standing(&status, &engine, view);
-        let quorum = engine.has_quorum && engine.leader.is_some() && standing.voters.spare().is_some();
+        let has_leader = engine.leader.is_some() || engine.engine == EngineKind::Etcd;
+        let quorum = engine.has_quorum && has_leader && standing.voters.spare().is_some();
         Ok(types::Status {
             cluster: types::Cluster {
                 id: cluster.id.to_string(),
@@ -71,8 +72,9 @@ impl Agent {
             incarnation: status.incarnation.0,
             quorum,
             leader: status.leader.map(|leader| node_name(&names, leader)),
+            catalog: self.shown_catalog(&engine),
             view: convert::view(view, &names),
-            survives: survival::survives(&standing, &status, &names),
+            survives: survival::survives(&standing, engine.engine, &status, &names),
             lease_left_ms: millis(status.lease_left),
             peers: self.peers_shown(&status, view, &names),
             containers: self.local_containers(&status),
@@ -81,6 +83,16 @@ impl Agent {
             warnings: self.warnings(&status, view, quorum, &engine),
             datagrams,
         })
+    }
+
+    /// Who keeps the catalog, and whether it answers.
+    fn shown_catalog(&self, engine: &CatalogStatus) -> types::CatalogState {
+        types::CatalogState {
+            engine: engine.engine.name().to_owned(),
+            reachable: engine.has_quorum,
+            endpoints: self.engine.etcd().map(|settings| settings.endpoints.clone()).unwrap_or_default(),
+            why: engine.failure.clone().or_else(|| engine.unreachable.clone()),
+        }
     }
 
     /// The verdicts that hold, and those by which nodes were removed that are not back; what failed first comes first.
@@ -138,7 +150,9 @@ impl Agent {
 
     fn warnings(&self, status: &Status, view: &View, quorum: bool, engine: &CatalogStatus) -> Vec<String> {
         let mut warnings = Vec::new();
-        if !quorum {
+        if let Some(why) = &engine.unreachable {
+            warnings.push(format!("etcd does not answer: nothing is started or moved until it does ({why})"));
+        } else if !quorum {
             warnings.push("there is no majority of the catalog's voters: nothing is started or moved, and containers freeze until it is back".to_owned());
         }
         if !status.lease_live {

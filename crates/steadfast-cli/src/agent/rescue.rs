@@ -19,6 +19,7 @@ use super::{Agent, rows};
 use crate::api::convert::now_unix_ms;
 use crate::codes::Code;
 use crate::config::Config;
+use crate::config::catalog::CatalogConfig;
 use crate::failure::Failure;
 
 /// What a restore made.
@@ -50,7 +51,7 @@ pub struct Recovered {
 impl Agent {
     /// The catalog as of now, as the bytes of a backup.
     pub(crate) async fn backup_catalog(&self) -> Result<Vec<u8>, Failure> {
-        let backup = self.embedded.backup(now_unix_ms()).await;
+        let backup = self.engine.backup(self.inviter.cluster(), self.id, now_unix_ms()).await;
         let backup = backup.map_err(|error| rows::catalog_failure(&error))?;
         tokio::task::spawn_blocking(move || backup.encode())
             .await
@@ -69,6 +70,7 @@ pub fn store_backup(bytes: &[u8], file: &Path) -> Result<(u64, usize), Failure> 
 
 /// Makes this node's catalog from a backup; it must not have started with one yet.
 pub fn restore(config: &Config, file: &Path) -> Result<Restored, Failure> {
+    refuse_etcd(config, "it is restored with `etcdctl snapshot restore`, while no agent runs")?;
     let mut backup = Backup::read(file).map_err(|error| backup_failure(&error))?;
     let identity = state::open(&config.data)?;
     let membership = member(identity.membership(), config)?;
@@ -94,6 +96,7 @@ pub fn restore(config: &Config, file: &Path) -> Result<Restored, Failure> {
 
 /// Makes this node the only voter of its catalog and the only member of the next view.
 pub fn recover(config: &Config, lost: usize) -> Result<Recovered, Failure> {
+    refuse_etcd(config, "a majority of etcd that is lost for good is replaced by etcd's own means")?;
     let identity = state::open(&config.data)?;
     let membership = member(identity.membership(), config)?;
     let node = identity.node();
@@ -141,6 +144,17 @@ fn adopted(key: &str, row: &Versioned) -> Result<Option<Bytes>, String> {
             rows::encode(&container).map(Some).map_err(|failure| failure.message)
         }
         _ => Ok(None),
+    }
+}
+
+/// What lies in etcd is etcd's to bring back.
+fn refuse_etcd(config: &Config, instead: &str) -> Result<(), Failure> {
+    match &config.catalog {
+        CatalogConfig::Embedded => Ok(()),
+        CatalogConfig::Etcd(_) => Err(Failure::new(
+            Code::BadRequest,
+            format!("this cluster's catalog is in etcd: {instead}; see docs/operations/catalog.md"),
+        )),
     }
 }
 

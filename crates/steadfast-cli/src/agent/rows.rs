@@ -132,9 +132,11 @@ pub(crate) fn catalog_failure(error: &CatalogError) -> Failure {
             Code::NoQuorum,
             "this node has not been admitted to the catalog yet; is any other node running?",
         ),
+        CatalogError::Unreachable { .. } => Failure::new(Code::NoQuorum, error.to_string()),
         CatalogError::Closed { .. } => Failure::new(Code::DiskFailed, error.to_string()),
-        CatalogError::Invalid(_) | CatalogError::Full { .. } | CatalogError::Overloaded { .. } => {
-            Failure::new(Code::BadRequest, error.to_string())
-        }
+        CatalogError::Invalid(_)
+        | CatalogError::Full { .. }
+        | CatalogError::Overloaded { .. }
+        | CatalogError::Refused { .. } => Failure::new(Code::BadRequest, error.to_string()),
     }
 }

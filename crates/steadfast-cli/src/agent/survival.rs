@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use steadfast::catalog::CatalogStatus;
+use steadfast::catalog::{CatalogStatus, EngineKind};
 use steadfast_proto::catalog::{ClusterRow, View};
 use steadfast_proto::ids::{ContainerId, NodeId};
 use steadfast_proto::node::Status;
@@ -24,6 +24,12 @@ pub(super) fn standing(status: &Status, engine: &CatalogStatus, view: &View) -> 
     let voters = engine.voters.keys().filter_map(|voter| ids.get(voter)).copied();
     let voters = voters.filter(|node| is_heard(status, *node)).collect();
     let grantors = view.grantors.iter().copied().filter(|node| is_heard(status, *node)).collect();
+    let grantors = Quorum { there: grantors, total: view.grantors.len() };
+    let voters = match engine.engine {
+        EngineKind::Embedded => Quorum { there: voters, total: engine.voters.len() },
+        // No node's loss takes a vote in etcd.
+        EngineKind::Etcd => grantors.clone(),
+    };
     // Those that are rarely heard, as nobody watches them from here, are there unless somebody says otherwise.
     let is_there = |node: &NodeId| {
         view.has(*node) && (*node == status.id || !status.peers.get(node).is_some_and(|peer| peer.suspected))
@@ -35,12 +41,7 @@ pub(super) fn standing(status: &Status, engine: &CatalogStatus, view: &View) -> 
         kept.insert(row.id, nodes.collect());
     }
     let there = status.nodes.values().filter(|row| is_there(&row.id));
-    Standing {
-        voters: Quorum { there: voters, total: engine.voters.len() },
-        grantors: Quorum { there: grantors, total: view.grantors.len() },
-        kept,
-        domains: there.map(|row| (row.id, row.domain.clone())).collect(),
-    }
+    Standing { voters, grantors, kept, domains: there.map(|row| (row.id, row.domain.clone())).collect() }
 }
 
 /// Whether this node hears `node` now; the engine alone believes in a leader that was cut off.
@@ -51,7 +52,7 @@ fn is_heard(status: &Status, node: NodeId) -> bool {
 }
 
 /// What the cluster survives, as the API shows it.
-pub(super) fn survives(standing: &Standing, status: &Status, names: &Names) -> Survives {
+pub(super) fn survives(standing: &Standing, engine: EngineKind, status: &Status, names: &Names) -> Survives {
     let called = |container: &ContainerId| {
         let row = status.containers.get(container);
         row.map_or_else(|| container.to_string(), |(_, row)| row.spec.name.clone())
@@ -68,14 +69,18 @@ pub(super) fn survives(standing: &Standing, status: &Status, names: &Names) -> S
         hosts: u32::try_from(standing.hosts()).unwrap_or(u32::MAX),
         widest_domains: standing.widest_domains().map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
         domains: domains.collect(),
-        sentence: sentence(standing, &called),
+        sentence: sentence(standing, engine, &called),
     }
 }
 
-fn sentence(standing: &Standing, called: &dyn Fn(&ContainerId) -> String) -> String {
+fn sentence(standing: &Standing, engine: EngineKind, called: &dyn Fn(&ContainerId) -> String) -> String {
     let (live, voters) = (standing.voters.there.len(), standing.voters.total);
     let majority = standing.voters.majority();
-    let there = format!("{live} of {voters} voters are there");
+    let who = match engine {
+        EngineKind::Embedded => "voters",
+        EngineKind::Etcd => "grantors of leases",
+    };
+    let there = format!("{live} of {voters} {who} are there");
     if live < majority {
         return format!(
             "nothing: {there}, and {majority} are needed; containers are frozen until they are back"
@@ -95,6 +100,9 @@ fn sentence(standing: &Standing, called: &dyn Fn(&ContainerId) -> String) -> Str
     }
     if !standing.kept.is_empty() {
         text.push_str("; not a power loss of all hosts at once: checkpoints lie in memory");
+    }
+    if engine == EngineKind::Etcd {
+        text.push_str("; beside that etcd must keep a majority of its own");
     }
     text
 }
@@ -184,7 +192,7 @@ mod tests {
     }
 
     fn said(standing: &Standing) -> String {
-        sentence(standing, &|_| "redis".to_owned())
+        sentence(standing, EngineKind::Embedded, &|_| "redis".to_owned())
     }
 
     fn kept(nodes: &[u128]) -> BTreeMap<ContainerId, BTreeSet<NodeId>> {
@@ -207,6 +215,15 @@ mod tests {
         );
         assert!(
             said(&hosts(&["r1", "r2", "r3", "r4", "r5"])).ends_with("; of any 2 failure domains at once")
+        );
+    }
+
+    #[test]
+    fn with_etcd_it_is_the_grantors_that_count_and_etcd_for_itself() {
+        let said = sentence(&hosts(&["", "", ""]), EngineKind::Etcd, &|_| String::new());
+        assert_eq!(
+            said,
+            "the loss of any one host (3 of 3 grantors of leases are there); beside that etcd must keep a majority of its own"
         );
     }
 

@@ -14,12 +14,14 @@ use steadfast_proto::catalog::{InviteRow, Key, NodeRow};
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
 use super::admit::Inviter;
+use super::engine::Engine;
 use super::join::JoinRequest;
 use super::rows::Rows;
 use super::state::{Founder, engine_id};
 use super::{catalog, rows};
 use crate::api::types::InviteRequest;
 use crate::codes::Code;
+use crate::config::catalog::CatalogConfig;
 
 const CLUSTER: ClusterId = ClusterId(7);
 const FOUNDER: NodeId = NodeId(1 << 90);
@@ -53,13 +55,14 @@ impl Cluster {
         };
         let embedded = Embedded::open(config).await.unwrap();
         let rows = Rows::new(Arc::new(embedded.clone()));
+        let engine = Engine::Embedded(embedded.clone());
         let founder = Founder { lease_ms: 1000, created_unix_ms: 1 };
         let cluster = (CLUSTER, "home");
-        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1))
+        catalog::found(&engine, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1))
             .await
             .unwrap();
         // Founding again, as after a crash, changes nothing.
-        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2))
+        catalog::found(&engine, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2))
             .await
             .unwrap();
         let authority = Authority::create(CLUSTER).unwrap();
@@ -80,6 +83,7 @@ impl Cluster {
             rows,
             membership: Arc::new(std::sync::RwLock::new(membership)),
             networks,
+            catalog: CatalogConfig::Embedded,
             hears: Arc::new(|node| Box::pin(async move { node == HEARD })),
         };
         Cluster { _folder: folder, embedded, inviter }
@@ -135,6 +139,7 @@ fn request(token: &Token, node: NodeId, fingerprint: &str, host: u8) -> JoinRequ
         criu: String::new(),
         processor: String::new(),
         rebind: false,
+        etcd_prefix: None,
     }
 }
 

@@ -6,7 +6,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast::catalog::{Catalog, Embedded};
 use steadfast::identity::Identity;
 use steadfast::node::Report;
 use steadfast_container::verify_host_files;
@@ -16,6 +15,7 @@ use steadfast_proto::node::{Job, Outcome};
 use tokio::task::spawn_blocking;
 
 use super::containers::{Containers, lock, remove_folder};
+use super::engine::Engine;
 use super::logs;
 use super::machine::Machine;
 use super::memory::{Memory, Meta};
@@ -30,7 +30,7 @@ const DESTROY_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Worker {
     pub(crate) containers: Option<Arc<Containers>>,
     pub(crate) memory: Memory,
-    pub(crate) embedded: Embedded,
+    pub(crate) engine: Engine,
     pub(crate) identity: Arc<Mutex<Option<Identity>>>,
     pub(crate) rows: Rows,
     pub(crate) machine: Machine,
@@ -150,9 +150,8 @@ impl Worker {
     }
 
     fn campaign(&self) {
-        let Some(dead) = self.embedded.leader() else { return };
-        let embedded = self.embedded.clone();
-        self.runtime.spawn(async move { embedded.campaign(dead).await });
+        let engine = self.engine.clone();
+        self.runtime.spawn(async move { engine.campaign().await });
     }
 }
 

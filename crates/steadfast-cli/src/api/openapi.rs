@@ -281,7 +281,9 @@ fn components() -> utoipa::openapi::Components {
         components.schema(T::name(), T::schema())
     }
     let components = ComponentsBuilder::new();
-    let components = add::<types::ErrorBody>(add::<types::Status>(add::<types::Cluster>(components)));
+    let components = add::<types::ErrorBody>(add::<types::Status>(add::<types::Cluster>(add::<
+        types::CatalogState,
+    >(components))));
     let components = add::<types::View>(add::<view_types::Survives>(add::<types::Peer>(components)));
     let components = add::<types::Heard>(add::<types::LocalContainer>(add::<types::Happening>(components)));
     let components = add::<types::Node>(add::<types::Spec>(add::<types::RunRequest>(components)));

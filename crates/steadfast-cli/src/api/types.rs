@@ -38,8 +38,10 @@ pub struct Status {
     pub incarnation: u64,
     /// Whether a majority of the catalog's voters can be reached.
     pub quorum: bool,
-    /// The catalog's leader, if one is known here.
+    /// The catalog's leader, if one is known here; with etcd that is no node's.
     pub leader: Option<String>,
+    /// Who keeps the catalog.
+    pub catalog: CatalogState,
     /// The agreed list of members.
     pub view: View,
     /// What failure the cluster survives right now.
@@ -57,6 +59,19 @@ pub struct Status {
     /// What became of the datagrams that reached this node's heartbeat sockets, by reason: `opened`, `malformed`, or
     /// why one was rejected before anything behind its seal was read.
     pub datagrams: BTreeMap<String, u64>,
+}
+
+/// Who keeps the catalog, and whether it answers.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CatalogState {
+    /// `embedded` or `etcd`.
+    pub engine: String,
+    /// Whether a majority of it answers, as far as this node knows.
+    pub reachable: bool,
+    /// With etcd where it is asked.
+    pub endpoints: Vec<String>,
+    /// Why it does not answer.
+    pub why: Option<String>,
 }
 
 /// The cluster's settings.

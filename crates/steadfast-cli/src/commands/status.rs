@@ -80,13 +80,21 @@ fn people(status: &Status, timeline: bool) -> String {
 fn standing(status: &Status) -> String {
     let quorum = if status.quorum { "yes" } else { "NO: nothing is started or moved, containers freeze" };
     let lease = if status.lease_left_ms > 0 { "held" } else { "LAPSED: containers here are frozen" };
+    let catalog = match (status.catalog.engine.as_str(), status.catalog.reachable) {
+        ("etcd", true) => {
+            format!("catalog   in etcd, which answers ({})", status.catalog.endpoints.join(", "))
+        }
+        ("etcd", false) => {
+            format!("catalog   in etcd, which does NOT answer ({})", status.catalog.endpoints.join(", "))
+        }
+        _ => format!("leader    {}", status.leader.as_deref().unwrap_or("none known here")),
+    };
     format!(
-        "cluster   {} ({})\nnode      {} (start {})\nquorum    {quorum}\nleader    {}\nview      {} with {}; {}\nsurvives  {}\nlease     {lease} (of {} ms)",
+        "cluster   {} ({})\nnode      {} (start {})\nquorum    {quorum}\n{catalog}\nview      {} with {}; {}\nsurvives  {}\nlease     {lease} (of {} ms)",
         status.cluster.name,
         status.cluster.id,
         status.node,
         status.incarnation,
-        status.leader.as_deref().unwrap_or("none known here"),
         status.view.id,
         status.view.members.join(", "),
         status.view.reason,
@@ -148,7 +156,7 @@ fn tables(status: &Status, timeline: bool, text: &mut String) {
 mod tests {
     use super::*;
     use crate::api::link_types::Evidence;
-    use crate::api::types::{Cluster, View};
+    use crate::api::types::{CatalogState, Cluster, View};
     use crate::api::view_types::Survives;
 
     fn healthy() -> Status {
@@ -162,6 +170,12 @@ mod tests {
             incarnation: 1,
             quorum: true,
             leader: Some("alpha".into()),
+            catalog: CatalogState {
+                engine: "embedded".into(),
+                reachable: true,
+                endpoints: Vec::new(),
+                why: None,
+            },
             view,
             survives: Survives {
                 nodes: 0,

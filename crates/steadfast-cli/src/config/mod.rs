@@ -4,6 +4,7 @@
 //! is all that the agent sees. Every problem of a file is reported at once, with key and line. It never touches
 //! the machine: whether an address exists is found out when it is bound. Read [`source`] for the machinery.
 
+pub mod catalog;
 pub mod detect;
 pub mod keys;
 pub mod probation;
@@ -20,6 +21,7 @@ use steadfast_proto::domains::LEVELS_MAX;
 use crate::codes::Code;
 use crate::failure::{Failure, did_you_mean};
 use crate::units;
+use catalog::{CatalogConfig, RawCatalog};
 use detect::RawDetect;
 use probation::RawProbation;
 use source::{Given, Problems, Section};
@@ -71,6 +73,9 @@ stall_limit = "10s"            # how long a process that is stopped on a live ma
 
 [devices]
 include = ["sd*", "nvme*"]     # the block devices that get names; "*" is any text; [] is none
+
+[catalog]
+engine = "embedded"            # the nodes keep it themselves; or "etcd", with `endpoints`
 
 [container]
 run = "/run/steadfast"         # a tmpfs
@@ -141,6 +146,8 @@ pub struct Config {
     pub standby: bool,
     /// How it judges silence.
     pub detect: Settings,
+    /// Who keeps the catalog.
+    pub catalog: CatalogConfig,
     /// What it asks of candidates.
     pub probation: steadfast_proto::probation::Settings,
     /// The networks, at least one.
@@ -173,6 +180,7 @@ pub struct RawConfig {
     mode: Option<Given>,
     standby: Option<Given>,
     detect: RawDetect,
+    catalog: RawCatalog,
     probation: RawProbation,
     networks: Vec<(Option<Given>, Option<Given>, Given)>,
     memory: Option<Given>,
@@ -210,6 +218,9 @@ impl RawConfig {
         }
         if let Some(detect) = top.table("detect", problems) {
             raw.detect = RawDetect::read(detect, problems);
+        }
+        if let Some(catalog) = top.table("catalog", problems) {
+            raw.catalog = RawCatalog::read(catalog, problems);
         }
         if let Some(section) = top.table("probation", problems) {
             raw.probation = RawProbation::read(section, problems);
@@ -272,6 +283,7 @@ impl RawConfig {
             problems.check(given, |text| choice(text, &[("true", true), ("false", false)]))
         });
         let detect = self.detect.check(problems);
+        let catalog = self.catalog.check(problems);
         let probation = self.probation.check(problems);
         let networks = self.check_networks(problems);
         let memory_bytes = match (&self.memory, mode) {
@@ -309,6 +321,7 @@ impl RawConfig {
             mode: mode?,
             standby: standby?,
             detect: detect?,
+            catalog: catalog?,
             probation: probation?,
             networks,
             memory_bytes: memory_bytes?,

@@ -18,6 +18,7 @@ mod forgeries;
 mod identity;
 mod links;
 mod members;
+mod on_etcd;
 mod power;
 mod programs;
 mod refusals;

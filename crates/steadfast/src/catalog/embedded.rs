@@ -25,10 +25,10 @@ use super::membership::{Change, MembershipError, split};
 use super::network::{Network, Peers, Transport};
 use super::serve::Incoming;
 use super::store::{Owner, Restored, Store, StoreError};
-use super::watch::LocalWatch;
+use super::watch::{Feed, LocalWatch};
 use super::{
-    BoxFuture, Catalog, CatalogError, CatalogStatus, Role, Rows, Txn, TxnReply, Versioned, WatchStream,
-    check_key,
+    BoxFuture, Catalog, CatalogError, CatalogStatus, EngineKind, Role, Rows, Txn, TxnReply, Versioned,
+    WatchStream, check_key,
 };
 
 /// Entries and bytes of log after which a checkpoint is made.
@@ -361,7 +361,7 @@ impl Catalog for Embedded {
     }
 
     fn watch(&self, prefix: String, from: u64) -> WatchStream {
-        WatchStream::new(Box::new(LocalWatch { shared: Arc::clone(&self.inner.shared), prefix, from }))
+        WatchStream::new(Box::new(LocalWatch { feed: Arc::clone(&self.inner.shared), prefix, from }))
     }
 
     fn leader(&self) -> Option<RaftNodeId> {
@@ -382,6 +382,7 @@ impl Catalog for Embedded {
             ServerState::Shutdown => Role::Closed,
         };
         CatalogStatus {
+            engine: EngineKind::Embedded,
             node: self.inner.node,
             role,
             leader: metrics.current_leader,
@@ -394,6 +395,7 @@ impl Catalog for Embedded {
             voters,
             learners,
             failure,
+            unreachable: None,
         }
     }
 }

@@ -17,7 +17,8 @@ use super::engine::{RaftNodeId, StoreId};
 use super::session::Sessions;
 use super::store::{self, Contents, Owner, Plant, StoreError};
 use super::table::Table;
-use super::{CatalogError, TABLE_BYTES_MAX, VALUE_BYTES_MAX, Versioned, check_key};
+use super::watch::Feed;
+use super::{CatalogError, Rows, TABLE_BYTES_MAX, VALUE_BYTES_MAX, Versioned, check_key};
 use crate::envelope::write_atomic;
 
 /// Largest file that is read as a backup, in bytes.
@@ -117,6 +118,12 @@ pub struct Recovered {
 }
 
 impl Backup {
+    /// These rows of a cluster, as `node` read them.
+    #[must_use]
+    pub fn of(cluster: u128, node: RaftNodeId, taken_unix_ms: u64, rows: Rows) -> Self {
+        Self { cluster, node, taken_unix_ms, revision: rows.revision, rows: rows.rows.into_iter().collect() }
+    }
+
     /// The cluster whose catalog it is.
     #[must_use]
     pub fn cluster(&self) -> u128 {
@@ -247,13 +254,7 @@ impl Embedded {
     pub async fn backup(&self, taken_unix_ms: u64) -> Result<Backup, CatalogError> {
         self.inner.read_barrier().await?;
         let rows = self.inner.shared.rows_under("");
-        Ok(Backup {
-            cluster: self.inner.peers.cluster_id(),
-            node: self.inner.node,
-            taken_unix_ms,
-            revision: rows.revision,
-            rows: rows.rows.into_iter().collect(),
-        })
+        Ok(Backup::of(self.inner.peers.cluster_id(), self.inner.node, taken_unix_ms, rows))
     }
 }
 

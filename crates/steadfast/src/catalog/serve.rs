@@ -15,6 +15,7 @@ use super::embedded::Inner;
 use super::engine::{RaftNodeId, SnapshotMeta, StoreId, Vote};
 use super::machine::{IMAGE_BYTES_MAX, SnapshotImage};
 use super::membership::MembershipError;
+use super::watch::Feed;
 use super::wire::{Envelope, Refusal, Request, Response, SnapshotChunk};
 
 /// Longest time that a member may ask this node to work for it.

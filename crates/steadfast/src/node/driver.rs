@@ -405,7 +405,8 @@ impl Driver {
                     Ok(Ok(reply)) => reply.succeeded,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a proposal has no answer");
-                        if matches!(error, CatalogError::NoMajority { .. }) {
+                        if matches!(error, CatalogError::NoMajority { .. } | CatalogError::Unreachable { .. })
+                        {
                             tokio::time::sleep(LEADER_POLL).await;
                         }
                         false

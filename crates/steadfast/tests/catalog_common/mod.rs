@@ -11,6 +11,7 @@
     reason = "shared by test programs only"
 )]
 
+pub mod etcds;
 pub mod history;
 pub mod processes;
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use steadfast::catalog::{
-    BoxFuture, Catalog, CatalogError, Embedded, EmbeddedConfig, Member, Role, Timings, Transport,
+    BoxFuture, Catalog, CatalogError, Embedded, EmbeddedConfig, Etcd, Member, Role, Timings, Transport,
     TransportError, Txn, TxnReply, Versioned,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -299,7 +299,7 @@ impl Processes {
 
     /// Where a member is asked, for tasks that outlive a borrow.
     pub fn door(&self, node: u64) -> Door {
-        Door { path: socket(self.dir.path(), node) }
+        Door::Socket(socket(self.dir.path(), node))
     }
 
     pub async fn ask(&self, node: u64, call: Call) -> Option<Reply> {
@@ -345,16 +345,41 @@ pub enum Silence {
     Unknown,
 }
 
-/// One member's socket.
+/// Where one member, or one client of etcd, is asked.
 #[derive(Clone, Debug)]
-pub struct Door {
-    path: PathBuf,
+pub enum Door {
+    /// A member that is a process.
+    Socket(PathBuf),
+    /// A node's part in a catalog that etcd keeps.
+    Etcd(Etcd),
 }
 
 impl Door {
     /// Asks, and waits for the answer no longer than this.
     pub async fn ask(&self, call: Call, patience: Duration) -> Result<Reply, Silence> {
-        let Ok(mut stream) = UnixStream::connect(&self.path).await else { return Err(Silence::NotSent) };
+        match self {
+            Self::Socket(path) => Self::ask_at(path, call, patience).await,
+            Self::Etcd(etcd) => {
+                let asking = async {
+                    match call {
+                        Call::Get(key) => Reply::Row(etcd.get(key).await),
+                        Call::GetStale(key) => Reply::Row(Ok(etcd.get_stale(&key).1)),
+                        Call::Txn(txn) => Reply::Txn(etcd.txn(txn).await),
+                        Call::Engine(_)
+                        | Call::Status
+                        | Call::Initialize
+                        | Call::AddAndPromote(_)
+                        | Call::Campaign(_)
+                        | Call::Faults(_) => panic!("etcd is not asked such a thing"),
+                    }
+                };
+                tokio::time::timeout(patience, asking).await.map_err(|_| Silence::Unknown)
+            }
+        }
+    }
+
+    async fn ask_at(path: &Path, call: Call, patience: Duration) -> Result<Reply, Silence> {
+        let Ok(mut stream) = UnixStream::connect(path).await else { return Err(Silence::NotSent) };
         let exchange = async {
             write_frame(&mut stream, &call).await?;
             read_frame(&mut stream).await
