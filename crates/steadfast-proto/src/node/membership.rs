@@ -225,10 +225,14 @@ impl Node {
     /// longer than a lease: nobody can then still hold a lease by grantors of long ago.
     fn tend_grantors(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
         let own = self.settings.id;
-        let next = match (view.next_grantor(&self.nodes), view.stale_grantor()) {
-            (Some(node), _) => view.add_grantor(node, own),
-            (None, Some(node)) => view.drop_grantor(node, own),
-            (None, None) => return,
+        // One whose row is gone, revoked for good, only makes the majority larger; one whose place was taken may still
+        // grant, so another is added first.
+        let gone =
+            view.grantors.iter().copied().find(|node| !view.has(*node) && !self.nodes.contains_key(node));
+        let next = match (gone, view.next_grantor(&self.nodes), view.stale_grantor()) {
+            (Some(node), _, _) | (None, None, Some(node)) => view.drop_grantor(node, own),
+            (None, Some(node), _) => view.add_grantor(node, own),
+            (None, None, None) => return,
         };
         let settled = (view.members.keys()).all(|id| {
             *id == own
