@@ -5,6 +5,7 @@
 //! same run, interleaved; medians of at least five. A bad figure is recorded like a good one.
 
 mod ballast;
+mod catalog;
 mod detect;
 mod freeze;
 mod idle;
@@ -24,11 +25,15 @@ fn main() -> anyhow::Result<()> {
             ballast::run(mib.parse().context("the size is a whole number of MiB")?, report.as_ref())
         }
         ["detect", rest @ ..] => detect::run(rest),
-        [] => main_bench().and_then(|()| detect::run(&[])),
+        ["catalog", rest @ ..] => catalog::run(rest),
+        ["catalog-member", folder, member] => {
+            catalog::member::serve(folder.as_ref(), member.parse().context("a member has a number")?)
+        }
+        [] => main_bench().and_then(|()| catalog::run(&[])).and_then(|()| detect::run(&[])),
         ["main"] => main_bench(),
         ["main", part] => main_part(part),
         [name, ..] => {
-            bail!("there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], detect [PART...]")
+            bail!("there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|failover|idle|views], detect [PART...]")
         }
     }
 }

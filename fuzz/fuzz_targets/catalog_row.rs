@@ -4,7 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use std::fmt::Debug;
 use steadfast_proto::catalog::{
-    ClusterRow, ContainerRow, InviteRow, NameRow, NodeRow, View, decode_change, decode_row, encode_row,
+    ClusterRow, ContainerRow, InviteRow, NameRow, NodeRow, View, ViewRecord, decode_change, decode_row,
+    encode_row,
 };
 
 fuzz_target!(|bytes: &[u8]| {
@@ -12,6 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     read_again::<View>(bytes);
     read_again::<NodeRow>(bytes);
     read_again::<InviteRow>(bytes);
+    read_again::<ViewRecord>(bytes);
     read_again::<NameRow>(bytes);
     read_again::<ContainerRow>(bytes);
 

@@ -23,11 +23,11 @@ pub(crate) fn bed(arguments: &[String]) -> Result<()> {
     product("bed", arguments)
 }
 
-/// The cluster tests that can last, for as long as they can.
+/// The tests of clusters and of the catalog that can last, for as long as they can.
 pub(crate) fn soak(arguments: &[String]) -> Result<()> {
     let machine = setup::prepare(Scope::Tests)?;
     let run = Run::cargo(
-        "nextest run --package steadfast-cli --test cluster --no-capture --ignore-default-filter a_long_run",
+        "nextest run --package steadfast-cli --test cluster --package steadfast --test catalog_history --no-capture --ignore-default-filter a_long_run",
     );
     machine.offer_criu(run.args(arguments).env("STEADFAST_SOAK", "1")).perform()
 }

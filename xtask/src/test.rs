@@ -29,6 +29,9 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
     }
     examine(all)?;
     step("tests", nextest(&machine, all))?;
+    if all {
+        step("cluster tests on etcd", on_etcd(&machine))?;
+    }
     eprintln!("== everything passed in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -52,6 +55,13 @@ fn examine(all: bool) -> Result<()> {
 fn nextest(machine: &Machine, all: bool) -> Run {
     let run = Run::cargo("nextest run --workspace");
     machine.offer_criu(if all { run.args(["--ignore-default-filter"]) } else { run })
+}
+
+/// The cluster suite once more, with the catalog in etcd.
+fn on_etcd(machine: &Machine) -> Run {
+    let run = Run::cargo("nextest run --package steadfast-cli --test cluster")
+        .env("STEADFAST_TEST_CATALOG", "etcd");
+    machine.offer_criu(run)
 }
 
 fn step(name: &str, run: Run) -> Result<()> {

@@ -5,12 +5,12 @@
 //! other agent knows. Nothing here knows a system but [`systems`] and [`ours`].
 
 mod attribution;
-mod cluster;
+pub mod cluster;
 mod harms;
 mod hub;
-mod journal;
+pub mod journal;
 mod options;
-mod ours;
+pub mod ours;
 mod scenarios;
 mod systems;
 mod table;

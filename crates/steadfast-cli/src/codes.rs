@@ -82,11 +82,11 @@ codes! {
         causes: ["no agent is running", "it uses another socket (another `data` folder, or `[api] socket`)", "the socket belongs to another user"],
         remedy: ["`systemctl start steadfast`, or `steadfast agent --config FILE`", "name the socket: `--socket PATH` or STEADFAST_SOCKET", "run the command as the agent's user (root)"];
     NotConfigured = 4, Refused, "this node belongs to no cluster yet",
-        causes: ["neither `steadfast init` nor `steadfast join` was run with this data folder", "the `data` key names another folder"],
+        causes: ["neither `steadfast init` nor `steadfast join` was run with this data folder", "the `data` key names another folder", "the cluster has no invitation of the token's name"],
         remedy: ["first node: `steadfast init NAME`", "further nodes: `steadfast invite NAME` on a member, then `steadfast join TOKEN` here"];
     AlreadyMember = 5, Conflict, "this node is a member of a cluster already",
-        causes: ["`init` or `join` was run before with this data folder"],
-        remedy: ["start the agent: `steadfast agent`", "to make a new node, give it another `data` folder in its configuration"];
+        causes: ["`init` or `join` was run before with this data folder", "this machine's identity has a row in the cluster under another name"],
+        remedy: ["start the agent: `steadfast agent`", "to make a new node, give it another `data` folder in its configuration", "to let the same machine bear a new name: `steadfast join TOKEN --rebind`"];
     StateInUse = 6, Conflict, "another process uses this data folder",
         causes: ["an agent runs with it already", "two configurations name the same `data` folder"],
         remedy: ["stop the other agent, or give this one its own `data` folder"];
@@ -137,7 +137,7 @@ codes! {
         remedy: ["make another: `steadfast invite NAME`"];
     IdentityCloned = 22, Conflict, "two machines claim the same node identity",
         causes: ["a disk or data folder with the identity in it was copied to another machine"],
-        remedy: ["on the copy, empty the data folder and join anew", "the original is not affected"];
+        remedy: ["on the copy: `steadfast reidentify`, then join with a token of its own", "the original is not affected"];
     WrongCluster = 23, Refused, "the other side belongs to another cluster",
         causes: ["the token is of another cluster", "an address now belongs to another cluster's node"],
         remedy: ["make a token on a member of the cluster to be joined", "correct the addresses"];
@@ -201,6 +201,36 @@ codes! {
     NodeBusy = 43, Unavailable, "this node has too many questions to answer",
         causes: ["programs ask its API faster than it answers", "the machine is too busy for its agent"],
         remedy: ["ask again in a moment: nothing was changed", "follow a stream (`/v1/links/events`, `/v1/verdicts/events`) or use `wait` instead of asking again and again"];
+    IdentityConflict = 44, Conflict, "another node of the cluster has this identity or address",
+        causes: ["two configurations give the same address, or one machine took over another's", "a misspelt address"],
+        remedy: ["give the node an address of its own: `address` of the `[[network]]` named", "if the other node is gone for good, remove it: `steadfast keys revoke NAME`"];
+    NodeIsMember = 45, Conflict, "the node is a member of the view",
+        causes: ["its agent runs, or was removed so lately that the view does not say so yet"],
+        remedy: ["stop its agent and wait until `steadfast nodes` shows it as removed", "then repeat the command"];
+    KeysBusy = 46, Conflict, "the cluster's keys are being rotated by somebody else",
+        causes: ["`steadfast keys rotate` or `keys revoke` runs at the same time, here or on another node"],
+        remedy: ["`steadfast keys` shows how far it is", "when no rotation is under way, repeat the command if it is still wanted"];
+    DeviceNotFound = 47, NotFound, "no node sees that device, or no device has that name",
+        causes: ["a misspelt id or name", "the device is not plugged in, or `[devices] include` leaves it out", "it says nothing of itself, so it can't be told from others"],
+        remedy: ["`steadfast device list` shows what is seen, and what is not identified on this node", "ask on a node that sees it", "a disk without an identity gets one by a partition table, a file system or `steadfast device label`"];
+    DevicesAlike = 48, Conflict, "several devices say that they are the same one",
+        causes: ["a copy of a disk: a snapshot, a clone, an image written twice", "two nodes see private disks that were made from one image"],
+        remedy: ["give the copy an identity of its own (the tool that made the file system, or the partition table, does)", "or unplug it; nothing was changed"];
+    DeviceNameRefused = 49, Conflict, "the device can't get or lose that name",
+        causes: ["another device bears the name, or bore it once: names are never given to a second device", "the device has a name already", "a container asks for the device by that name"],
+        remedy: ["choose another name", "`steadfast device rename OLD NEW` changes a name"];
+    DeviceNameInvalid = 50, Usage, "the device's name or id is not allowed",
+        causes: ["names have 1 to 64 letters, digits, `.`, `_` and `-`, and begin with a letter or digit", "names that begin with `disk-` are automatic ones only", "ids look like `naa:5000c500a1b2c3d4`"],
+        remedy: ["choose a name like `data1`", "copy the id from `steadfast device list`"];
+    DevicesUnusable = 51, Refused, "this node takes no part in device names",
+        causes: ["it observes or is a witness", "`[devices] include = []` in its configuration", "its agent does not run as root"],
+        remedy: ["give the command on another node", "or change the configuration and restart this agent"];
+    CandidateNotReady = 52, Conflict, "the candidate is not ready",
+        causes: ["its probation is not over yet", "it was eliminated", "its agent does not run, or it became a member by itself"],
+        remedy: ["`steadfast nodes --evidence` shows every criterion", "for a machine that waits in readiness: `standby = true` in its [node]", "one that was eliminated applies anew when its agent is started again"];
+    ReplaceRefused = 53, Refused, "the node can't be replaced, or leave, like that",
+        causes: ["a node can't take its own place", "the place is taken, or there is none", "what runs there can't go on elsewhere"],
+        remedy: ["`steadfast nodes` lists members and candidates", "`steadfast drain NAME` hands containers over to other members first"];
 }
 
 impl fmt::Display for Code {

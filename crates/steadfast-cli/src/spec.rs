@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use steadfast_proto::catalog::{ContainerSpec, Restart, Root, Volume};
+use steadfast_proto::catalog::{ContainerSpec, Requirements, Restart, Root, Volume};
+use steadfast_proto::devices::DeviceName;
 
 use crate::codes::Code;
 use crate::config::source::{self, Given, Problems, Section};
@@ -22,6 +23,7 @@ protection = "mirror(2)"       # two copies on other nodes
 restart = "latest"             # what follows an exit: "no", "latest" checkpoint, "fresh"
 address = "10.0.9.5/24"        # moves with the container
 volumes = ["/srv/data:/data"]  # SOURCE:TARGET or SOURCE:TARGET:ro
+require = { domain = "rack-3", device = "data1" }  # only there, and only where data1 is seen; it gets it as /dev/steadfast/data1
 user = "nobody"
 working_directory = "/data"
 
@@ -42,6 +44,7 @@ pub const COPIES_DEFAULT: u8 = 2;
 const EVERY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const COPIES_MAX: u32 = 8;
 const WORDS_MAX: usize = 1024;
+const DEVICES_MAX: usize = 64;
 const SPEC_BYTES_MAX: usize = 128 * 1024;
 
 /// What was given for a container, as text, each with its place.
@@ -67,6 +70,10 @@ pub struct RawSpec {
     pub address: Option<Given>,
     /// `SOURCE:TARGET[:ro]` each.
     pub volumes: Vec<Given>,
+    /// A failure domain that its node must be in.
+    pub require_domain: Option<Given>,
+    /// Devices that its node must see.
+    pub require_devices: Vec<Given>,
     /// Name or number.
     pub user: Option<Given>,
     /// Folder it starts in.
@@ -101,6 +108,11 @@ impl RawSpec {
             environment: top.map("environment", problems),
             ..RawSpec::default()
         };
+        if let Some(mut require) = top.table("require", problems) {
+            raw.require_domain = require.text("domain", problems);
+            raw.require_devices = require.text_or_texts("device", problems);
+            require.finish(problems);
+        }
         if let Some(mut resources) = top.table("resources", problems) {
             raw.memory = resources.scalar("memory", problems);
             raw.cpu = resources.scalar("cpu", problems);
@@ -124,6 +136,12 @@ impl RawSpec {
             restart: above.restart.or(self.restart),
             address: above.address.or(self.address),
             volumes: if above.volumes.is_empty() { self.volumes } else { above.volumes },
+            require_domain: above.require_domain.or(self.require_domain),
+            require_devices: if above.require_devices.is_empty() {
+                self.require_devices
+            } else {
+                above.require_devices
+            },
             user: above.user.or(self.user),
             working_directory: above.working_directory.or(self.working_directory),
             environment: self.environment,
@@ -168,6 +186,7 @@ impl RawSpec {
             self.working_directory.as_ref().and_then(|given| problems.check(given, parse_absolute));
         let user = self.user.as_ref().and_then(|given| problems.check(given, parse_user));
         let environment = self.check_environment(problems);
+        let require = self.check_requirements(problems);
         let memory_bytes_max = self.memory.as_ref().and_then(|given| problems.check(given, units::size));
         let cpu_milli_max = self.cpu.as_ref().and_then(|given| problems.check(given, parse_cpu));
         let spec = ContainerSpec {
@@ -185,6 +204,7 @@ impl RawSpec {
             copies: copies?,
             restart: restart?,
             nodes: BTreeSet::new(),
+            require,
         };
         check_size(&spec, problems);
         // What the container crate would refuse is refused here already, before anything is written.
@@ -194,6 +214,18 @@ impl RawSpec {
             problems.missing(reason);
         }
         Some(spec)
+    }
+
+    fn check_requirements(&self, problems: &mut Problems) -> Requirements {
+        if let Some(surplus) = self.require_devices.get(DEVICES_MAX) {
+            problems.refuse(surplus, format!("at most {DEVICES_MAX} devices are possible"));
+        }
+        let device = |text: &str| text.parse::<DeviceName>().map_err(|error| error.to_string());
+        let devices = self.require_devices.iter().filter_map(|given| problems.check(given, device));
+        Requirements {
+            devices: devices.map(String::from).collect(),
+            domain: self.require_domain.as_ref().and_then(|given| problems.check(given, units::name)),
+        }
     }
 
     fn check_environment(&self, problems: &mut Problems) -> BTreeMap<String, String> {
@@ -396,6 +428,27 @@ mod tests {
         assert_eq!((spec.every_ms, spec.copies, spec.restart), (Some(10_000), 2, Restart::Latest));
         assert_eq!((spec.memory_bytes_max, spec.cpu_milli_max), (Some(2 << 30), Some(1500)));
         assert_eq!(spec.volumes[0].target, "/data");
+        assert_eq!(spec.require.domain.as_deref(), Some("rack-3"));
+        assert_eq!(spec.require.devices, ["data1".to_owned()].into());
+    }
+
+    #[test]
+    fn requirements_are_one_device_or_several_and_refused_with_the_reason() {
+        let with = |require: &str| of(&format!("command = [\"x\"]\nrequire = {require}\n"));
+        let several = with("{ device = [\"data1\", \"logs\"] }").unwrap();
+        assert_eq!(several.require.devices.len(), 2);
+        assert_eq!(with("{}").unwrap().require, Requirements::default());
+        for (require, expected) in [
+            ("{ device = \"../sda\" }", "c.toml:2: require.device: '../sda' can't be used"),
+            ("{ device = [\"a\", \".b\"] }", "c.toml:2: require.device[1]:"),
+            ("{ device = 5 }", "c.toml:2: require.device:"),
+            ("{ devise = \"a\" }", "c.toml:2: require.devise: unknown key; did you mean \"device\"?"),
+            ("{ domain = \"Rack 3\" }", "c.toml:2: require.domain:"),
+            ("\"data1\"", "c.toml:2: require: a text is not a table"),
+        ] {
+            let refused = with(require).unwrap_err().message;
+            assert!(refused.starts_with(expected), "{require}: {refused}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `mode = "observe"`: three agents on loopback, run by a user without any privilege, alone and beside Serf.
+//! `mode = "observe"` and `"witness"`: three agents on loopback, run by a user without any privilege, alone and beside Serf.
 //!
 //! They form a cluster, see each other's links, refuse what concerns containers and name the one that is killed; Serf's
 //! agents on the same hosts say the same, and neither disturbs the other. Nothing is installed or mounted; the tests
@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use steadfast_cli::api::types::{Happening, Node, Status};
+use steadfast_cli::api::view_types::ViewRecord;
 use steadfast_cli::bed::wait_for;
 use tempfile::TempDir;
 
@@ -100,6 +101,69 @@ fn agents_without_root_watch_each_other_and_run_nothing() {
 }
 
 #[test]
+fn views_are_told_with_their_evidence_and_a_witness_votes_for_two_racks() {
+    let mut nodes = Observers::of([
+        "mode = \"observe\"\ndomain = [\"site\", \"rack-1\"]",
+        "mode = \"observe\"\ndomain = [\"site\", \"rack-1\"]",
+        "mode = \"witness\"\ndomain = [\"site\", \"rack-2\"]",
+    ]);
+    nodes.form_cluster();
+    let status = wait_for("votes and leases of three", PATIENCE, || {
+        nodes.status(0).filter(|status| status.survives.nodes == 1)
+    })
+    .unwrap();
+    let said: BTreeMap<String, (usize, bool)> = (status.survives.domains.iter())
+        .map(|domain| (domain.domain.join("/"), (domain.hosts.len(), domain.survived)))
+        .collect();
+    let expected = [("site", (3, false)), ("site/rack-1", (2, false)), ("site/rack-2", (1, true))];
+    assert_eq!(said, expected.map(|(domain, is)| (domain.to_owned(), is)).into());
+    assert!(status.survives.sentence.contains("not of site/rack-1"), "{}", status.survives.sentence);
+    let shown: Vec<Node> = nodes.json(0, &["nodes"]).unwrap();
+    assert!(shown.iter().any(|node| node.name == "gamma" && node.domain == ["site", "rack-2"]), "{shown:?}");
+
+    // A witness takes commands; none of these three can carry this one out.
+    let refused = nodes.command(2, &["run", "--name", "web", "--", "true"]);
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.contains("SF-0040") && refused.contains("no member can run containers"), "{refused}");
+
+    let before: Vec<ViewRecord> = nodes.json(1, &["views"]).unwrap();
+    assert!(before.iter().map(|view| view.id).eq(1..=before.len() as u64), "{before:?}");
+    let changes: Vec<&str> = before.iter().map(|view| view.change.as_str()).collect();
+    assert!(changes.iter().filter(|change| **change == "admitted").count() >= 2, "{changes:?}");
+    assert!(changes.iter().filter(|change| **change == "grantor").count() >= 2, "{changes:?}");
+    assert!(changes[0] == "founded" && before.iter().all(|view| view.proposed_unix_ms > 0));
+
+    let followed = nodes.folder.path().join("views.json");
+    let mut follower = nodes.program(0);
+    follower.args(["-o", "json", "views", "--follow", "--limit", "1"]);
+    let follower = follower.stdout(fs::File::create(&followed).unwrap()).spawn().unwrap();
+    let _follower = Agent(follower);
+    let told = || -> Vec<ViewRecord> {
+        let text = fs::read_to_string(&followed).unwrap();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    wait_for("the newest view told", PATIENCE, || told().first().map(drop)).unwrap();
+    nodes.agents[2] = None;
+    let removal =
+        wait_for("the removal told", PATIENCE, || told().into_iter().find(|view| view.change == "removed"))
+            .unwrap();
+    let gone = &removal.nodes[0];
+    assert!(removal.nodes.len() == 1 && gone.node == "gamma" && gone.class.is_some(), "{removal:?}");
+    assert!(!gone.accusers.is_empty() && !gone.accusers.contains(&"gamma".to_owned()), "{removal:?}");
+    assert!(removal.members.iter().all(|member| member.node != "gamma"), "{removal:?}");
+    nodes.start(2);
+    let back = wait_for("the return told", PATIENCE, || {
+        let mut told = told();
+        told.retain(|view| view.id > removal.id && view.change == "admitted");
+        told.pop()
+    })
+    .unwrap();
+    assert!(back.nodes[0].node == "gamma" && back.nodes[0].incarnation > Some(1), "{back:?}");
+    let told: Vec<u64> = told().iter().map(|view| view.id).collect();
+    assert!(told.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{told:?}");
+}
+
+#[test]
 fn agents_stand_beside_serf_on_the_same_hosts_and_both_name_the_one_that_is_lost() {
     let mut observers = Observers::new();
     for index in 0..NAMES.len() {
@@ -155,17 +219,22 @@ fn hears_all(status: &Status) -> bool {
 
 impl Observers {
     fn new() -> Observers {
+        Observers::of(["mode = \"observe\""; 3])
+    }
+
+    /// Three nodes, with these lines in their `[node]`.
+    fn of(lines: [&str; 3]) -> Observers {
         let folder = tempfile::tempdir().unwrap();
         give_away(folder.path());
         let ports = Ports::free();
-        for (index, name) in NAMES.iter().enumerate() {
+        for (index, (name, line)) in NAMES.iter().zip(lines).enumerate() {
             let data = folder.path().join(name);
             fs::create_dir(&data).unwrap();
             give_away(&data);
             let [front, back] = addresses(index).map(|address| format!("{address}:{}", ports.steadfast));
             let data = data.display();
             let text = format!(
-                "[node]\nname = \"{name}\"\ndata = \"{data}\"\nmode = \"observe\"\n\n[[network]]\nname = \"front\"\naddress = \"{front}\"\n\n[[network]]\nname = \"back\"\naddress = \"{back}\"\n"
+                "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{line}\n\n[[network]]\nname = \"front\"\naddress = \"{front}\"\n\n[[network]]\nname = \"back\"\naddress = \"{back}\"\n"
             );
             fs::write(folder.path().join(format!("{name}.toml")), text).unwrap();
         }

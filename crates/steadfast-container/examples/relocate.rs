@@ -48,6 +48,7 @@ fn relocate(rounds: u32, command: Vec<String>) -> Result<(), Failure> {
         user: None,
         root: Root::Host,
         volumes: Vec::new(),
+        devices: Vec::new(),
         address: None,
         memory_bytes_max: None,
         cpu_max: None,
@@ -62,7 +63,7 @@ fn relocate(rounds: u32, command: Vec<String>) -> Result<(), Failure> {
     for (round, host) in (0..rounds).zip(hosts.iter().rev().cycle()) {
         let image = host.config().image_dir.join(format!("round-{round}"));
         run(&container)?;
-        let capture = container.checkpoint(&image)?;
+        let capture = container.checkpoint(&image, false)?;
         let bytes: u64 = capture.files.iter().map(|(_, bytes)| bytes).sum();
         let (took, frozen) =
             (Duration::from_nanos(capture.elapsed_ns), Duration::from_nanos(capture.frozen_ns));

@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -47,6 +48,9 @@ pub enum BundleError {
         /// Why.
         source: io::Error,
     },
+    /// What should be a device is none.
+    #[error("{} is no block device, so the container can't have it", .0.display())]
+    NoDevice(PathBuf),
     /// The bundle's config.json is not one.
     #[error("{} is not an OCI configuration: {reason}", .path.display())]
     Configuration {
@@ -140,7 +144,7 @@ pub(crate) fn configuration(layout: &Layout, spec: &Spec, foreign: &Foreign) -> 
         "annotations": { "org.criu.config": layout.criu_config() },
         "linux": {
             "cgroupsPath": layout.runc_cgroup(),
-            "resources": resources(spec),
+            "resources": resources(spec)?,
             "namespaces": [
                 { "type": "pid" },
                 { "type": "network", "path": layout.netns() },
@@ -190,11 +194,26 @@ fn mounts(layout: &Layout, spec: &Spec) -> Vec<Value> {
         let access = if volume.read_only { "ro" } else { "rw" };
         json!({ "destination": volume.target, "type": "bind", "source": volume.source, "options": ["bind", access] })
     }));
+    // Bound and not made: an image would carry the numbers that a made node had on another host.
+    mounts.extend(spec.devices.iter().map(|device| {
+        json!({ "destination": device.target(), "type": "bind", "source": device.node, "options": ["bind", "rw"] })
+    }));
     mounts
 }
 
-fn resources(spec: &Spec) -> Value {
-    let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+fn resources(spec: &Spec) -> Result<Value, BundleError> {
+    let mut devices = vec![json!({ "allow": false, "access": "rwm" })];
+    for device in &spec.devices {
+        let path = &device.node;
+        let found = fs::metadata(path).map_err(|source| BundleError::File { path: path.clone(), source })?;
+        if !found.file_type().is_block_device() {
+            return Err(BundleError::NoDevice(path.clone()));
+        }
+        let (major, minor) = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
+        // Without "m": with CAP_MKNOD the container could make nodes of it, and needs none.
+        devices.push(json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": "rw" }));
+    }
+    let mut resources = json!({ "devices": devices });
     if let Some(bytes) = spec.memory_bytes_max {
         resources["memory"] = json!({ "limit": bytes });
     }
@@ -207,7 +226,7 @@ fn resources(spec: &Spec) -> Value {
         let quota = (cores * PERIOD_US).round() as i64;
         resources["cpu"] = json!({ "quota": quota, "period": 100_000 });
     }
-    resources
+    Ok(resources)
 }
 
 fn user(spec: &Spec, foreign: &Foreign, rootfs: &Path) -> Result<Value, BundleError> {

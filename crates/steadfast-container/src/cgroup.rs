@@ -61,6 +61,16 @@ impl FenceGroup {
         fs::write(self.path.join("cgroup.freeze"), "0")
     }
 
+    /// Freezes the container alone, whatever its lease; our own helpers, which may hold its processes, go on.
+    pub(crate) fn hold(&self) -> io::Result<()> {
+        fs::write(self.path.join("run/cgroup.freeze"), "1")
+    }
+
+    /// Ends [`FenceGroup::hold`]; the lease alone decides again.
+    pub(crate) fn let_go(&self) -> io::Result<()> {
+        fs::write(self.path.join("run/cgroup.freeze"), "0")
+    }
+
     /// Kills every process in it and below, also frozen ones.
     pub(crate) fn kill(&self) -> io::Result<()> {
         fs::write(self.path.join("cgroup.kill"), "1")

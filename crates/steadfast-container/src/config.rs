@@ -74,6 +74,9 @@ pub struct Spec {
     /// Folders or files of the host mounted inside; they do not roll back with a checkpoint.
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    /// Devices of the host that it may use, as `/dev/steadfast/NAME`.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// Its own address on the host's bridge. None: loopback only.
     #[serde(default)]
     pub address: Option<Address>,
@@ -107,6 +110,23 @@ pub struct Volume {
     /// Whether the container may not write to it.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// One device of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its node on this host, such as `/dev/sdb`; another host may have another.
+    pub node: PathBuf,
+    /// Its name inside.
+    pub name: String,
+}
+
+impl Device {
+    /// Where the container finds it.
+    pub fn target(&self) -> PathBuf {
+        Path::new("/dev/steadfast").join(&self.name)
+    }
 }
 
 /// An IPv4 address with the length of its network's prefix, written `10.0.9.5/24`.
@@ -195,6 +215,11 @@ pub enum SpecError {
     /// A volume would hide what the container needs to run.
     #[error("volume target {} is not usable; mount it below /, but not on or below /proc, /sys, /dev or /run/steadfast", .0.display())]
     VolumeTarget(PathBuf),
+    /// A device's name that can't be one below `/dev/steadfast`.
+    #[error(
+        "device name {0:?} is not usable; use a letter or digit, then up to 63 letters, digits, '.', '_' or '-'"
+    )]
+    DeviceName(String),
     /// A limit that no program could run under.
     #[error("{field} {value} is not usable; {right}")]
     Limit {
@@ -210,6 +235,7 @@ pub enum SpecError {
 /// Memory below which not even a shell starts reliably.
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
 const VOLUMES_MAX: usize = 64;
+const DEVICES_MAX: usize = 64;
 
 impl Spec {
     /// Checks every field; the first problem found is returned.
@@ -268,6 +294,24 @@ impl Spec {
                 return Err(SpecError::VolumeTarget(volume.target.clone()));
             }
         }
+        self.check_devices()
+    }
+
+    fn check_devices(&self) -> Result<(), SpecError> {
+        if self.devices.len() > DEVICES_MAX {
+            let value = self.devices.len().to_string();
+            return Err(SpecError::Limit { field: "devices", value, right: "give at most 64" });
+        }
+        for device in &self.devices {
+            absolute("device node", &device.node)?;
+            let name = &device.name;
+            let fits = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && name.len() <= 64
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+            if !fits {
+                return Err(SpecError::DeviceName(name.clone()));
+            }
+        }
         Ok(())
     }
 
@@ -324,6 +368,7 @@ mod tests {
             user: None,
             root: Root::Host,
             volumes: Vec::new(),
+            devices: Vec::new(),
             address: None,
             memory_bytes_max: None,
             cpu_max: None,
@@ -347,6 +392,8 @@ mod tests {
                 ..spec()
             },
             Spec { memory_bytes_max: Some(1), ..spec() },
+            Spec { devices: vec![Device { node: "/dev/sda".into(), name: "../sda".into() }], ..spec() },
+            Spec { devices: vec![Device { node: "sda".into(), name: "data1".into() }], ..spec() },
             Spec { cpu_max: Some(f64::NAN), ..spec() },
         ];
         for spec in wrong {

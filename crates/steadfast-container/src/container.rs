@@ -198,15 +198,21 @@ impl Container {
         self.inner.group.kill().map_err(|e| self.gone(e))
     }
 
-    /// Writes an image into `into`, an empty or absent folder on a tmpfs, and leaves the program running. A refused
-    /// checkpoint leaves it running too, and leaves no image.
-    pub fn checkpoint(&self, into: &Path) -> Result<Capture, CheckpointError> {
-        match self.ask(&Request::Checkpoint { into: into.to_owned() }, None) {
+    /// Writes an image into `into`, an empty or absent folder on a tmpfs. Afterwards the program runs on, or with `hold`
+    /// stands still as it is in the image, whatever its lease, until [`Container::release`]. A refused checkpoint leaves
+    /// it running, and leaves no image.
+    pub fn checkpoint(&self, into: &Path, hold: bool) -> Result<Capture, CheckpointError> {
+        match self.ask(&Request::Checkpoint { into: into.to_owned(), hold }, None) {
             Ok(Reply::Captured(capture)) => Ok(capture),
             Ok(Reply::Uncaptured(error)) => Err(error),
             Ok(other) => Err(self.unexpected(&other).into()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Lets the program go on that a checkpoint holds still; its lease decides as ever whether it may.
+    pub fn release(&self) -> Result<(), ShimError> {
+        self.ask(&Request::Release, Some(ANSWER_MAX)).map(drop)
     }
 
     /// Ends everything of it and removes what it left on this host: processes, groups, mounts, name space, upper layer.

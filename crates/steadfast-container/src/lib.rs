@@ -32,7 +32,7 @@ pub use bundle::BundleError;
 pub use cgroup::NoFreezer;
 pub use clean::RemoveError;
 pub use clock::boottime_ns;
-pub use config::{Address, AddressError, BridgeConfig, HostConfig, Root, Spec, SpecError, Volume};
+pub use config::{Address, AddressError, BridgeConfig, Device, HostConfig, Root, Spec, SpecError, Volume};
 pub use container::{Container, ExecError, ShimError};
 pub use criu::{CheckpointError, RestoreMode};
 pub use fence::{FREEZE_MAX_NS, Lateness};

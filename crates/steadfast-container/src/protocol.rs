@@ -42,7 +42,12 @@ pub enum Request {
     Checkpoint {
         /// An empty or absent folder on a tmpfs.
         into: PathBuf,
+        /// Whether the program stands still afterwards, as in the image, until [`Request::Release`].
+        #[serde(default)]
+        hold: bool,
     },
+    /// Let go on what a checkpoint holds still. Answered by [`Reply::Done`], also when nothing is held.
+    Release,
     /// Kill everything and end. Answered by [`Reply::Done`].
     Quit,
 }
@@ -159,6 +164,9 @@ pub struct Status {
     pub restored: bool,
     /// Whether a checkpoint is under way.
     pub checkpointing: bool,
+    /// Whether a checkpoint holds it still; no lease thaws it then.
+    #[serde(default)]
+    pub held: bool,
     /// Whether the fence had to kill it because it would not freeze.
     pub fenced: bool,
     /// Log lines that could not be written.

@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf};
 
 use common::{
     DRIFT_NS, Leases, World, create, eventually, exec, isolated, output, shell, spec, wait_output,
-    wait_running,
+    wait_running, wait_state,
 };
 use steadfast_container::{
     CheckpointError, Container, FREEZE_MAX_NS, Host, Obstacle, RestoreMode, Spec, State, Volume, boottime_ns,
@@ -33,7 +33,7 @@ fn restore(
 /// Takes an image of `container`, and says what CRIU said when it cannot.
 fn capture(container: &Container, into: &std::path::Path) -> steadfast_container::Capture {
     wait_running(container);
-    container.checkpoint(into).unwrap_or_else(|e| panic!("{e}"))
+    container.checkpoint(into, false).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -76,6 +76,39 @@ fn redis_keeps_its_data_on_another_host() {
         wait_running(&container);
         assert_eq!(exec(&container, &["redis-cli", "get", "answer"]), "44\n");
         container.destroy().unwrap();
+    });
+}
+
+#[test]
+fn what_is_held_still_stays_as_it_is_in_the_image_whatever_its_lease_until_it_is_let_go() {
+    isolated(|world| {
+        let (a, b) = (world.host("a"), world.host("b"));
+        let spec = shell("counter", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.001; done");
+        let container = create(&a, "c1", 1, &spec);
+        let _leases = Leases::keep(&container);
+        wait_output(&container, "20");
+        wait_running(&container);
+        let (first, second) = (image(&a, "one"), image(&a, "two"));
+        container.checkpoint(&first, true).unwrap();
+        // Leases go on to come, longer than one lasts: none of them moves it.
+        let last = || output(&container).last().unwrap().parse::<u64>().unwrap();
+        let held = last();
+        let status = wait_state(&container, |state| *state == State::Frozen);
+        assert!(status.held && last() == held, "{} after {held}", last());
+        container.release().unwrap();
+        wait_output(&container, &(held + 20).to_string());
+        assert!(!container.status().unwrap().held);
+        wait_running(&container);
+        container.checkpoint(&second, true).unwrap();
+        let held = last();
+        container.destroy().unwrap();
+
+        let restored = restore(&b, "c1", 2, &spec, &second, RestoreMode::Keep);
+        let _leases = Leases::keep(&restored);
+        wait_running(&restored);
+        let next: u64 = eventually("a line", || output(&restored).first().cloned()).parse().unwrap();
+        assert_eq!(next, held + 1, "nothing ran after the image");
+        restored.destroy().unwrap();
     });
 }
 
@@ -232,7 +265,7 @@ fn what_cannot_be_imaged_is_reported_and_keeps_running() {
         );
         wait_running(&container);
         let into = image(&host, "never");
-        let Err(CheckpointError::Refused(reason)) = container.checkpoint(&into) else {
+        let Err(CheckpointError::Refused(reason)) = container.checkpoint(&into, false) else {
             panic!("io_uring was imaged")
         };
         assert!(reason.contains("io_uring"), "{reason}");
@@ -280,7 +313,7 @@ fn only_sockets_that_lead_outside_are_obstacles() {
             "{findings:?}"
         );
         wait_running(&talker);
-        let refused = talker.checkpoint(&image(&host, "talker")).unwrap_err().to_string();
+        let refused = talker.checkpoint(&image(&host, "talker"), false).unwrap_err().to_string();
         assert!(refused.contains("outside"), "{refused}");
         harmless.destroy().unwrap();
         talker.destroy().unwrap();
@@ -323,12 +356,12 @@ fn images_are_never_written_to_a_disk_and_half_images_are_refused() {
         wait_output(&container, "ready");
         wait_running(&container);
         let disk = host.config().data_dir.join("image");
-        let refused = container.checkpoint(&disk).unwrap_err().to_string();
+        let refused = container.checkpoint(&disk, false).unwrap_err().to_string();
         assert!(refused.contains("tmpfs"), "{refused}");
         let full = image(&host, "full");
         fs::create_dir_all(&full).unwrap();
         fs::write(full.join("mine"), "").unwrap();
-        let refused = container.checkpoint(&full).unwrap_err().to_string();
+        let refused = container.checkpoint(&full, false).unwrap_err().to_string();
         assert!(refused.contains("not empty") && full.join("mine").exists(), "{refused}");
         let whole = image(&host, "whole");
         capture(&container, &whole);
@@ -360,7 +393,7 @@ fn a_lapse_during_a_checkpoint_discards_the_image() {
             let into = image(&host, "late");
             let taking = std::thread::spawn({
                 let (container, into) = (container.clone(), into.clone());
-                move || container.checkpoint(&into)
+                move || container.checkpoint(&into, false)
             });
             let status = common::wait_state(&container, |state| *state == State::Frozen);
             assert!(!status.fenced, "it had to be killed: {status:?}");

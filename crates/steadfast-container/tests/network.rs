@@ -275,7 +275,7 @@ fn moved(world: &World, mode: RestoreMode) -> (Net, Container, Leases, Outsider,
     wait_output(&container, "inside 1");
     let image = net.a.config().image_dir.join("one");
     wait_running(&container);
-    container.checkpoint(&image).unwrap();
+    container.checkpoint(&image, false).unwrap();
     drop(leases);
     container.destroy().unwrap();
     let container = net.b.create("c1", 2, &spec, Some(&image), mode).expect("restored");

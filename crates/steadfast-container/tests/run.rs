@@ -270,7 +270,7 @@ fn a_bundle_runs_is_imaged_and_is_not_written_to() {
         eventually("the file", || exec(&container, &["/bin/cat", "/file"]).contains('x').then_some(()));
         assert!(!folder.join("rootfs/file").exists());
         let image = host.config().image_dir.join("one");
-        let capture = container.checkpoint(&image).unwrap();
+        let capture = container.checkpoint(&image, false).unwrap();
         assert!(
             capture.host_files.iter().any(|file| file.path == folder.join("rootfs/bin/sh")),
             "{capture:?}"

@@ -11,10 +11,15 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::detect::Class;
 use crate::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NodeId, ViewId};
+use crate::probation::Criterion;
 
 /// The largest encoded row, in bytes.
 pub const ROW_BYTES_MAX: usize = 256 * 1024;
+
+/// The keys of all [`ViewRecord`]s begin so.
+pub const VIEW_RECORDS: &str = "history/";
 
 const ROW_VERSION: u8 = 1;
 
@@ -25,8 +30,14 @@ pub enum Key {
     Cluster,
     /// The agreed list of members; holds a [`View`].
     View,
+    /// What is kept of a committed view; holds a [`ViewRecord`].
+    ViewRecord(ViewId),
     /// A node's row; holds a [`NodeRow`].
     Node(NodeId),
+    /// A candidate for membership; holds a [`ProbationRow`].
+    Probation(NodeId),
+    /// A node that hands over its duties; holds a [`DrainRow`].
+    Drain(NodeId),
     /// An invitation by its temporary identifier; holds an [`InviteRow`].
     Invite(String),
     /// A container's row; holds a [`ContainerRow`].
@@ -41,7 +52,11 @@ impl Key {
         match self {
             Key::Cluster => "cluster".to_owned(),
             Key::View => "view".to_owned(),
+            // The order of the keys is that of the views.
+            Key::ViewRecord(id) => format!("{VIEW_RECORDS}{:020}", id.0),
             Key::Node(id) => format!("node/{id}"),
+            Key::Probation(id) => format!("probation/{id}"),
+            Key::Drain(id) => format!("drain/{id}"),
             Key::Invite(name) => format!("invite/{name}"),
             Key::Container(id) => format!("container/{id}"),
             Key::Name(name) => format!("name/{name}"),
@@ -53,7 +68,10 @@ impl Key {
         match text.split_once('/') {
             None if text == "cluster" => Some(Key::Cluster),
             None if text == "view" => Some(Key::View),
+            Some(("history", id)) => id.parse().ok().map(|id| Key::ViewRecord(ViewId(id))),
             Some(("node", id)) => id.parse().ok().map(Key::Node),
+            Some(("probation", id)) => id.parse().ok().map(Key::Probation),
+            Some(("drain", id)) => id.parse().ok().map(Key::Drain),
             Some(("invite", name)) => Some(Key::Invite(name.to_owned())),
             Some(("container", id)) => id.parse().ok().map(Key::Container),
             Some(("name", name)) => Some(Key::Name(name.to_owned())),
@@ -89,8 +107,11 @@ pub struct View {
     pub id: ViewId,
     /// The members, each with the incarnation that was admitted.
     pub members: BTreeMap<NodeId, Incarnation>,
-    /// The nodes that were members and are not now, each with the view that removed it.
+    /// The nodes that were members and were removed, each with the view that removed it; who left on purpose had
+    /// nothing left to fence.
     pub removed: BTreeMap<NodeId, ViewId>,
+    /// Those of the removed whose place another node took, and which.
+    pub successors: BTreeMap<NodeId, NodeId>,
     /// The nodes whose echoes make a lease; changed one at a time (PROTOCOLS 0.3).
     pub grantors: BTreeSet<NodeId>,
     /// The view in which `grantors` was last changed.
@@ -112,6 +133,65 @@ pub enum ViewReason {
     Removed(BTreeMap<NodeId, BTreeSet<NodeId>>),
     /// A member became a grantor of leases.
     Grantor(NodeId),
+    /// A node that is no member any more grants leases no longer.
+    NoGrantor(NodeId),
+    /// A node took the place of another, with all its duties (PROTOCOLS 3.4).
+    Replaced {
+        /// Whose place.
+        old: NodeId,
+        /// By whom.
+        new: NodeId,
+    },
+    /// A member left on purpose, after it had handed over its duties.
+    Left(NodeId),
+}
+
+/// A committed view as it is kept when others have followed it, with what it rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewRecord {
+    /// The view.
+    pub view: View,
+    /// What each node that it removed was found to be; its accusers stand in the view's reason.
+    pub verdicts: BTreeMap<NodeId, Class>,
+    /// When it was proposed, in milliseconds since 1970, by the proposer's clock; for people only.
+    pub proposed_unix_ms: u64,
+}
+
+/// A candidate: a node that is evaluated before it becomes a member (PROTOCOLS 3.4). It holds no duty and counts nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbationRow {
+    /// The candidate.
+    pub node: NodeId,
+    /// In which life it applied; another life must apply anew.
+    pub incarnation: Incarnation,
+    /// The version of the program that it runs.
+    pub version: String,
+    /// What it is to become.
+    pub intent: Intent,
+    /// Which criterion it failed and what was measured, once it is eliminated.
+    pub eliminated: Option<(Criterion, String)>,
+    /// When it applied, in milliseconds since 1970, by its own clock; for people only.
+    pub applied_unix_ms: u64,
+}
+
+/// What a candidate is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// A member, as soon as it is ready.
+    Join,
+    /// A member in place of the next one that is removed.
+    Standby,
+    /// A member in place of this one, as soon as it is ready.
+    Replace(NodeId),
+}
+
+/// A node that hands over its duties and takes on none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRow {
+    /// The node.
+    pub node: NodeId,
+    /// Whether it leaves the view once it has none left.
+    pub leave: bool,
 }
 
 /// What the cluster knows of a node.
@@ -335,6 +415,17 @@ pub struct ContainerSpec {
     pub restart: Restart,
     /// The nodes it may run on; any when empty.
     pub nodes: BTreeSet<NodeId>,
+    /// What a node must have to run it.
+    pub require: Requirements,
+}
+
+/// What a node must have to run a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// A failure domain that the node is in, at any level; any when absent.
+    pub domain: Option<String>,
+    /// Names of devices that the node sees; the container gets them.
+    pub devices: BTreeSet<String>,
 }
 
 /// A container's root file system.
@@ -377,6 +468,10 @@ pub enum Change {
     View(View),
     /// A node's row, or its removal.
     Node(NodeId, Option<NodeRow>),
+    /// A candidate's row, or its removal.
+    Probation(NodeId, Option<ProbationRow>),
+    /// A node is to hand over its duties, or need not any more.
+    Drain(NodeId, Option<DrainRow>),
     /// A container's row, or its removal.
     Container(ContainerId, Option<Box<ContainerRow>>),
 }
@@ -437,9 +532,12 @@ pub fn decode_change(key: &str, value: Option<&[u8]>) -> Result<Option<Change>, 
         (Some(Key::Cluster), Some(bytes)) => Some(Change::Cluster(decode_row(bytes)?)),
         (Some(Key::View), Some(bytes)) => Some(Change::View(decode_row(bytes)?)),
         (Some(Key::Node(id)), value) => Some(Change::Node(id, value.map(decode_row).transpose()?)),
+        (Some(Key::Probation(id)), value) => Some(Change::Probation(id, value.map(decode_row).transpose()?)),
+        (Some(Key::Drain(id)), value) => Some(Change::Drain(id, value.map(decode_row).transpose()?)),
         (Some(Key::Container(id)), value) => {
             Some(Change::Container(id, value.map(decode_row).transpose()?.map(Box::new)))
         }
-        (Some(Key::Cluster | Key::View), None) | (Some(Key::Invite(_) | Key::Name(_)) | None, _) => None,
+        (Some(Key::Cluster | Key::View), None)
+        | (Some(Key::ViewRecord(_) | Key::Invite(_) | Key::Name(_)) | None, _) => None,
     })
 }

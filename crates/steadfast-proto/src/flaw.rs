@@ -13,6 +13,8 @@ pub enum Flaw {
     DriftZero,
     /// Ownership and checkpoint are two rows: a checkpoint's commit does not notice a change of owner.
     TwoRows,
+    /// A view is proposed whatever the one before it is by then.
+    ViewWithoutBasis,
     /// A container thaws as soon as its node hears a grantor, whatever the row says by then.
     ThawWithoutFreshLease,
     /// Opinions are formed while heartbeats still wait to be handed over, and by when they are (PROTOCOLS 3.1).
@@ -27,6 +29,32 @@ pub enum Flaw {
     NoRefutation,
     /// What is received makes a link up, whatever the other end hears (4.6).
     ReceiveOnlyUp,
+    /// A relevant message counts as finished when it is delivered (PROTOCOLS 1.2).
+    QuiesceDoneAtDelivery,
+    /// A report is given while handlers run (1.2).
+    QuiesceBusyIgnored,
+    /// A report does not wait for what is known to be on its way (1.2).
+    QuiesceNeedsIgnored,
+    /// What was sent is compared with what had been sent when the question arrived, not when the last report left (1.2).
+    QuiesceLateBaseline,
+    /// Messages of a dead participant are still processed (1.6).
+    QuiesceNoFence,
+    /// A member is replaced in two views: one without it, then one with its successor (3.4).
+    GroupTwoSteps,
+    /// A candidate agrees to its promotion before it has everything up to the cut (3.4).
+    GroupPromoteBeforeCut,
+    /// A candidate's acknowledgement counts as a full member's (3.4).
+    GroupCandidateCounts,
+    /// A member that agreed to a cut still takes records beyond it (3.4).
+    GroupAcceptAfterAck,
+    /// Survivors of a failure do not exchange what some of them lack (3.4, 6).
+    GroupNoFlush,
+    /// A member that agreed to a change goes on after a while without making sure that the change can't be committed.
+    GroupNoRenewal,
+    /// Automatic names are numbered by how many devices there are, not by a counter (4.2).
+    CounterReused,
+    /// A ring of names is renamed without letting one device wait under a temporary name (4.2).
+    NoTemporaryNames,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]

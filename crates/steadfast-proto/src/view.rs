@@ -6,11 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::catalog::{View, ViewReason};
+use crate::catalog::{NodeRow, View, ViewReason, ViewRecord};
+use crate::detect::Class;
+use crate::domains;
 use crate::ids::{Incarnation, NodeId, ViewId};
 
 /// How many grantors a cluster has at most.
 pub const GRANTORS_MAX: usize = 5;
+
+/// Of how many views a record is kept, the newest.
+pub const RECORDS_MAX: u64 = 1_000;
 
 impl View {
     /// The first view of a cluster, with its founder alone.
@@ -19,6 +24,7 @@ impl View {
             id: ViewId(1),
             members: BTreeMap::from([(founder, incarnation)]),
             removed: BTreeMap::new(),
+            successors: BTreeMap::new(),
             grantors: BTreeSet::from([founder]),
             grantors_since: ViewId(1),
             proposer: founder,
@@ -37,7 +43,38 @@ impl View {
         let mut next = self.next(proposer, ViewReason::Admitted(node));
         next.members.insert(node, incarnation);
         next.removed.remove(&node);
+        next.successors.remove(&node);
         next
+    }
+
+    /// The next view, in which `new` has taken the place of `old`: in one step, so that no duty is ever without a
+    /// holder. A member that is replaced proposes it itself, after it has let go of all it had; one that was removed
+    /// stays fenced.
+    #[must_use]
+    pub fn replace(&self, old: NodeId, new: NodeId, incarnation: Incarnation, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::Replaced { old, new });
+        next.members.remove(&old);
+        next.members.insert(new, incarnation);
+        next.removed.remove(&new);
+        next.successors.remove(&new);
+        if next.removed.contains_key(&old) {
+            next.successors.insert(old, new);
+        }
+        next
+    }
+
+    /// The next view, without `node`, which proposes it itself after it has let go of all it had.
+    #[must_use]
+    pub fn leave(&self, node: NodeId) -> View {
+        let mut next = self.next(node, ViewReason::Left(node));
+        next.members.remove(&node);
+        next
+    }
+
+    /// A removed node whose place nobody has taken yet; the one that was removed first.
+    pub fn vacancy(&self) -> Option<NodeId> {
+        let vacant = self.removed.iter().filter(|(node, _)| !self.successors.contains_key(*node));
+        vacant.min_by_key(|(node, removed_in)| (**removed_in, **node)).map(|(node, _)| *node)
     }
 
     /// The next view, without `accused`; each comes with its accusers.
@@ -61,22 +98,56 @@ impl View {
         next
     }
 
+    /// The next view, in which `node`, no member any more, grants no leases.
+    #[must_use]
+    pub fn drop_grantor(&self, node: NodeId, proposer: NodeId) -> View {
+        let mut next = self.next(proposer, ViewReason::NoGrantor(node));
+        next.grantors.remove(&node);
+        next.grantors_since = next.id;
+        next
+    }
+
+    /// The grantor that should be dropped next: one that is no member and whose place is taken, or needed. Else it stays:
+    /// it may come back, and fewer grantors tolerate less.
+    pub fn stale_grantor(&self) -> Option<NodeId> {
+        let has_spare = self.members.keys().any(|node| !self.grantors.contains(node));
+        let is_needed = has_spare && self.grantors.len() >= GRANTORS_MAX;
+        let is_over = |node: &NodeId| {
+            is_needed || !self.removed.contains_key(node) || self.successors.contains_key(node)
+        };
+        self.grantors.iter().copied().find(|node| !self.has(*node) && is_over(node))
+    }
+
     /// How many grantors make a lease, or end one.
     pub fn grantor_majority(&self) -> usize {
         self.grantors.len() / 2 + 1
     }
 
-    /// The member that should grant leases next, if there is room: the lowest that does not yet.
-    pub fn next_grantor(&self) -> Option<NodeId> {
+    /// The member that should grant leases next, if there is room: of those that don't yet the one whose failure domain
+    /// has the fewest grantors, as far as `nodes` tells; the lowest of several.
+    pub fn next_grantor(&self, nodes: &BTreeMap<NodeId, NodeRow>) -> Option<NodeId> {
         if self.grantors.len() >= GRANTORS_MAX {
             return None;
         }
-        self.members.keys().find(|node| !self.grantors.contains(node)).copied()
+        let domain = |node: &NodeId| nodes.get(node).map(|row| row.domain.as_slice()).unwrap_or_default();
+        let candidates = self.members.keys().filter(|node| !self.grantors.contains(node));
+        domains::furthest(candidates.map(|node| (*node, domain(node))), self.grantors.iter().map(domain))
     }
 
     /// The position of `node` among the members that are not in `except`: 0 acts, the others stand by.
     pub fn rank(&self, node: NodeId, except: &BTreeSet<NodeId>) -> usize {
         self.members.keys().filter(|id| !except.contains(id)).take_while(|id| **id != node).count()
+    }
+
+    /// What is kept of this view, and the record that makes room for it; both belong in the transaction that commits
+    /// the view, so that what is kept is what was committed.
+    pub fn record(
+        &self,
+        verdicts: BTreeMap<NodeId, Class>,
+        proposed_unix_ms: u64,
+    ) -> (ViewRecord, Option<ViewId>) {
+        let surplus = self.id.0.checked_sub(RECORDS_MAX).filter(|id| *id > 0).map(ViewId);
+        (ViewRecord { view: self.clone(), verdicts, proposed_unix_ms }, surplus)
     }
 
     fn next(&self, proposer: NodeId, reason: ViewReason) -> View {
@@ -87,6 +158,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Key;
 
     fn view(nodes: u128) -> View {
         (2..=nodes).fold(View::founded(NodeId(1), Incarnation(1)), |view, node| {
@@ -126,12 +198,51 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_thousand_views_are_kept_and_the_record_of_each_says_all_of_it() {
+        let mut view = View::founded(NodeId(1), Incarnation(1));
+        let mut kept = BTreeMap::from([(view.id, view.record(BTreeMap::new(), 7).0)]);
+        for change in 2..=RECORDS_MAX + 100 {
+            view = view.admit(NodeId(2), Incarnation(change), NodeId(1));
+            let (record, surplus) = view.record(BTreeMap::new(), change);
+            assert_eq!(record.view, view);
+            kept.insert(view.id, record);
+            surplus.map(|id| kept.remove(&id).unwrap());
+            assert!(kept.len() as u64 <= RECORDS_MAX);
+        }
+        assert!(kept.keys().map(|id| id.0).eq(101..=RECORDS_MAX + 100));
+        let keys: Vec<String> = kept.keys().map(|id| Key::ViewRecord(*id).encode()).collect();
+        assert!(keys.is_sorted(), "the engine's order is that of the views");
+        assert!(keys.iter().zip(kept.keys()).all(|(key, id)| Key::decode(key) == Some(Key::ViewRecord(*id))));
+    }
+
+    #[test]
     fn grantors_grow_one_at_a_time_up_to_five() {
         let mut view = view(7);
-        while let Some(node) = view.next_grantor() {
+        while let Some(node) = view.next_grantor(&BTreeMap::new()) {
             view = view.add_grantor(node, NodeId(1));
         }
         assert_eq!(view.grantors.len(), GRANTORS_MAX);
         assert_eq!(view.grantors_since, view.id);
+    }
+
+    #[test]
+    fn grantors_stand_in_different_domains_where_they_can() {
+        let row = |node: u128| NodeRow {
+            id: NodeId(node),
+            name: format!("n{node}"),
+            engine_id: 1,
+            addresses: Vec::new(),
+            fingerprint: String::new(),
+            domain: vec![format!("rack-{}", node.div_ceil(4))],
+            memory_bytes: 0,
+            criu: String::new(),
+            processor: String::new(),
+        };
+        let nodes = (1..=12).map(|node| (NodeId(node), row(node))).collect();
+        let mut view = view(12);
+        while let Some(node) = view.next_grantor(&nodes) {
+            view = view.add_grantor(node, NodeId(1));
+        }
+        assert_eq!(view.grantors, [1, 2, 5, 6, 9].map(NodeId).into());
     }
 }

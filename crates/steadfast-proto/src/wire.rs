@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::ids::{Incarnation, NetworkId, NodeId, ViewId};
+use crate::probation::{CANDIDATES_MAX, Report, Sighting};
 use crate::time::Time;
 
 /// The largest frame, in bytes; with the seal and IP headers it stays below 1,500.
@@ -22,7 +23,7 @@ pub const FENCES_MAX: usize = 16;
 /// How many networks a cluster has at most.
 pub const NETWORKS_MAX: u16 = 8;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const FLAG_ECHO: u8 = 1;
 const FLAG_BOOT: u8 = 2;
 const FLAG_RUMOURS: u8 = 4;
@@ -31,6 +32,9 @@ const FLAG_GRANTED: u8 = 16;
 const FLAG_GOODBYE: u8 = 32;
 const FLAG_SPARSE: u8 = 64;
 const FLAG_ASKS: u8 = 128;
+
+/// Beside the number of sightings in a rider: a report follows them.
+const REPORT: u8 = 128;
 
 /// The periodic datagram on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +87,10 @@ pub struct Rider {
     /// The removed nodes whose leases the sender knows to be over, each with the view that removed it; at most
     /// [`FENCES_MAX`].
     pub fenced: Vec<(NodeId, ViewId)>,
+    /// What the sender, a member, sees of the candidates; at most [`CANDIDATES_MAX`] (PROTOCOLS 3.4).
+    pub seen: Vec<(NodeId, Sighting)>,
+    /// What the sender, a candidate, says of itself.
+    pub report: Option<Report>,
 }
 
 /// One member's claim about another, or about its link to another; passed on as it is (PROTOCOLS 4.4).
@@ -285,15 +293,47 @@ impl Rider {
             out.extend_from_slice(&node.0.to_le_bytes());
             number(out, view.0);
         }
+        let seen = self.seen.iter().take(CANDIDATES_MAX);
+        let count = u8::try_from(seen.len()).expect("CANDIDATES_MAX fits a byte");
+        out.push(count | if self.report.is_some() { REPORT } else { 0 });
+        for (node, sighting) in seen {
+            out.extend_from_slice(&node.0.to_le_bytes());
+            number(out, sighting.incarnation.0);
+            for value in [sighting.heard_ms, sighting.clean_ms, sighting.round_trip_us] {
+                number(out, u64::from(value));
+            }
+            out.extend_from_slice(&sighting.loss_permille.to_le_bytes());
+        }
+        if let Some(report) = self.report {
+            number(out, report.unix_ms);
+            number(out, report.revision);
+        }
     }
 
     fn decode(reader: &mut Reader<'_>, granted: bool) -> Result<Rider, DecodeError> {
-        Ok(Rider {
-            view: ViewId(reader.number()?),
-            free_bytes: reader.number()?,
-            granted,
-            fenced: reader.list(FENCES_MAX, |reader| Ok((reader.node()?, ViewId(reader.number()?))))?,
-        })
+        let view = ViewId(reader.number()?);
+        let free_bytes = reader.number()?;
+        let fenced = reader.list(FENCES_MAX, |reader| Ok((reader.node()?, ViewId(reader.number()?))))?;
+        let [kinds] = reader.array()?;
+        let count = usize::from(kinds & !REPORT);
+        if count > CANDIDATES_MAX {
+            return Err(DecodeError::TooMany(count, CANDIDATES_MAX));
+        }
+        let seen = (0..count).map(|_| Self::decode_sighting(reader)).collect::<Result<_, _>>()?;
+        let report = match kinds & REPORT {
+            0 => None,
+            _ => Some(Report { unix_ms: reader.number()?, revision: reader.number()? }),
+        };
+        Ok(Rider { view, free_bytes, granted, fenced, seen, report })
+    }
+
+    fn decode_sighting(reader: &mut Reader<'_>) -> Result<(NodeId, Sighting), DecodeError> {
+        let node = reader.node()?;
+        let incarnation = Incarnation(reader.number()?);
+        let mut small = || reader.number().map(|value| u32::try_from(value).unwrap_or(u32::MAX));
+        let (heard_ms, clean_ms, round_trip_us) = (small()?, small()?, small()?);
+        let loss_permille = u16::from_le_bytes(reader.array()?);
+        Ok((node, Sighting { incarnation, heard_ms, clean_ms, round_trip_us, loss_permille }))
     }
 }
 
@@ -474,12 +514,28 @@ mod tests {
 
     fn riders() -> impl Strategy<Value = Rider> {
         let fenced = proptest::collection::vec((any::<u128>(), any::<u64>()), 0..=FENCES_MAX);
-        (any::<[u64; 2]>(), any::<bool>(), fenced).prop_map(|([view, free_bytes], granted, fenced)| Rider {
-            view: ViewId(view),
-            free_bytes,
-            granted,
-            fenced: fenced.into_iter().map(|(node, view)| (NodeId(node), ViewId(view))).collect(),
-        })
+        let sighting = (any::<u64>(), any::<[u32; 3]>(), any::<u16>()).prop_map(
+            |(incarnation, [heard_ms, clean_ms, round_trip_us], loss_permille)| Sighting {
+                incarnation: Incarnation(incarnation),
+                heard_ms,
+                clean_ms,
+                round_trip_us,
+                loss_permille,
+            },
+        );
+        let seen = proptest::collection::vec((any::<u128>().prop_map(NodeId), sighting), 0..=CANDIDATES_MAX);
+        let report = any::<[u64; 2]>().prop_map(|[unix_ms, revision]| Report { unix_ms, revision });
+        let report = proptest::option::of(report);
+        (any::<[u64; 2]>(), any::<bool>(), fenced, seen, report).prop_map(
+            |([view, free_bytes], granted, fenced, seen, report)| Rider {
+                view: ViewId(view),
+                free_bytes,
+                granted,
+                fenced: fenced.into_iter().map(|(node, view)| (NodeId(node), ViewId(view))).collect(),
+                seen,
+                report,
+            },
+        )
     }
 
     fn heartbeats() -> impl Strategy<Value = Heartbeat> {

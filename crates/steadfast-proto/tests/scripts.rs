@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use steadfast_proto::catalog::{
     Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
-    Restart, Root, View, ViewReason,
+    Requirements, Restart, Root, View, ViewReason,
 };
 use steadfast_proto::detect::{self, Evidence, Opinion, Subject};
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId};
@@ -143,6 +143,7 @@ impl World {
             copies: 1,
             restart: Restart::Latest,
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         };
         let row = ContainerRow {
             id: ContainerId(number),
@@ -171,6 +172,13 @@ impl World {
             boot: here.starts * 100 + host as u64 + 1,
             networks: vec![NetworkId(0)],
             detect: detect::Settings::default(),
+            probation: steadfast_proto::probation::Settings {
+                seen: Duration::from_millis(300),
+                clean: Duration::from_millis(500),
+                ..Default::default()
+            },
+            intent: steadfast_proto::catalog::Intent::Join,
+            version: "0.1.0".to_owned(),
             boot_unix_ms: 0,
         };
         here.agent = Some(Node::new(settings, now));
@@ -178,7 +186,7 @@ impl World {
         let adopted: Vec<_> = here.shims.iter().map(|(container, shim)| (*container, shim.epoch)).collect();
         self.tell_memory(host);
         for (container, epoch) in adopted {
-            self.step(host, Input::Adopted { container, epoch });
+            self.step(host, Input::Adopted { container, epoch, held: false });
         }
         self.step(host, Input::AdoptedAll);
         self.follow(host);
@@ -315,6 +323,10 @@ impl World {
                 let change = match row {
                     Row::View(view) => Change::View(view),
                     Row::Container(row) => Change::Container(row.id, Some(row)),
+                    Row::Probation(row) => Change::Probation(row.node, Some(row)),
+                    Row::NoProbation(node) => Change::Probation(node, None),
+                    Row::Drain(row) => Change::Drain(row.node, Some(row)),
+                    Row::Record(_) | Row::Forget(_) => continue,
                 };
                 self.commit(change);
             }
@@ -339,11 +351,21 @@ impl World {
                     ViewReason::Admitted(node) => format!("{} is admitted", name(*node)),
                     ViewReason::Removed(removed) => format!("{} is removed", names(removed.keys())),
                     ViewReason::Grantor(node) => format!("{} grants leases", name(*node)),
+                    ViewReason::NoGrantor(node) => format!("{} grants no leases", name(*node)),
+                    ViewReason::Replaced { old, new } => format!("{} for {}", name(*new), name(*old)),
+                    ViewReason::Left(node) => format!("{} leaves", name(*node)),
                 };
                 self.say(&format!("view {} of {members}: {why}", view.id));
                 Key::View
             }
             Change::Node(id, _) => Key::Node(*id),
+            Change::Probation(id, row) => {
+                if row.as_ref().is_some_and(|row| row.eliminated.is_none()) {
+                    self.say(&format!("{} is in probation", name(*id)));
+                }
+                Key::Probation(*id)
+            }
+            Change::Drain(id, _) => Key::Drain(*id),
             Change::Container(id, row) => {
                 if let Some(row) = row {
                     let latest = row.latest.as_ref().map_or("no checkpoint".to_owned(), |latest| {
@@ -374,7 +396,7 @@ impl World {
                 self.hosts[host].shims.insert(row.id, shim);
                 Outcome::Up
             }
-            Job::Checkpoint { row, number, holders } => self.checkpoint(&row, number, &holders),
+            Job::Checkpoint { row, number, holders, hold: _ } => self.checkpoint(&row, number, &holders),
             Job::Destroy { container, .. } => {
                 self.hosts[host].shims.remove(&container);
                 self.say(&format!("{} destroys c{}", name(id(host)), container.0));
@@ -386,6 +408,7 @@ impl World {
                 self.step(host, Input::Renumbered(incarnation));
                 Outcome::Finished
             }
+            Job::Release { .. } => return,
             Job::Stop { .. } | Job::Collect | Job::Campaign => Outcome::Finished,
         };
         self.hosts[host].done.push((job, outcome));

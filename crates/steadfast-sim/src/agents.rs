@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_proto::catalog::Exit;
+use steadfast_proto::catalog::{Exit, Intent};
 use steadfast_proto::detect::{self, Evidence};
 use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
 use steadfast_proto::machine::Machine;
@@ -25,6 +25,8 @@ const KERNEL_QUEUE_MAX: usize = 2_000;
 
 /// How long a measured lateness is taken to widen the drift: a little less than the core's own memory of it.
 const MEASURED_FOR: u64 = 9_000 * MS;
+/// The time of day at which worlds begin, in milliseconds since 1970: every host's clock shows it, whenever it was booted.
+const UNIX_MS: u64 = 1_800_000_000_000;
 
 impl World {
     /// Starts an agent on a host that has none.
@@ -37,13 +39,17 @@ impl World {
         let networks = self.networks.all().map(NetworkId).collect();
         let here = &mut self.hosts[host];
         here.incarnation = here.incarnation.next();
+        let booted_ms = here.clock.read(self.now).as_nanos() / MS;
         let settings = Settings {
             id: here.node,
             incarnation: here.incarnation,
             boot,
             networks,
             detect: detect::Settings::default(),
-            boot_unix_ms: 0,
+            probation: self.scenario.probation.clone(),
+            intent: Intent::Join,
+            version: "0.1.0".to_owned(),
+            boot_unix_ms: UNIX_MS.saturating_add(self.now / MS).saturating_sub(booted_ms),
         };
         here.agent = Some(Agent {
             life,
@@ -75,10 +81,10 @@ impl World {
 
     fn adopt(&mut self, host: usize) {
         let shims: Vec<_> = (self.hosts[host].shims.iter())
-            .map(|(container, shim)| (*container, shim.epoch, shim.state))
+            .map(|(container, shim)| (*container, shim.epoch, shim.state, shim.held))
             .collect();
-        for (container, epoch, state) in shims {
-            self.step(host, Input::Adopted { container, epoch });
+        for (container, epoch, state, held) in shims {
+            self.step(host, Input::Adopted { container, epoch, held });
             if let State::Exited(exit) = state {
                 self.step(host, Input::Exited { container, epoch, exit });
             }

@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_proto::catalog::{Change, ClusterRow, ContainerRow, Key, NodeRow, View};
-use steadfast_proto::ids::{ClusterId, ContainerId, Incarnation};
+use steadfast_proto::catalog::{
+    Change, ClusterRow, ContainerRow, DrainRow, Key, NodeRow, ProbationRow, View, ViewRecord,
+};
+use steadfast_proto::ids::{ClusterId, ContainerId, Incarnation, ViewId};
 use steadfast_proto::node::{Input, Proposal, Row};
 
 use crate::checkers::Fact;
@@ -23,6 +25,8 @@ pub(crate) struct Catalog {
     /// What each revision changed; revision 1 is the first.
     history: Vec<Vec<Change>>,
     rows: BTreeMap<Key, (u64, Change)>,
+    /// What is kept of the views; no agent is told of it.
+    records: BTreeMap<ViewId, ViewRecord>,
     pub(crate) leader: Option<usize>,
     /// No leader before this world time.
     pub(crate) hold_until: u64,
@@ -52,19 +56,65 @@ impl Catalog {
     pub(crate) fn containers(&self) -> impl Iterator<Item = (u64, &ContainerRow)> {
         self.rows.values().filter_map(|(revision, change)| match change {
             Change::Container(_, Some(row)) => Some((*revision, &**row)),
-            Change::Container(_, None) | Change::Cluster(_) | Change::View(_) | Change::Node(..) => None,
+            Change::Container(_, None)
+            | Change::Cluster(_)
+            | Change::View(_)
+            | Change::Node(..)
+            | Change::Probation(..)
+            | Change::Drain(..) => None,
         })
+    }
+
+    /// The nodes that are to hand their duties over, or have.
+    pub(crate) fn drains(&self) -> impl Iterator<Item = &DrainRow> {
+        self.rows.values().filter_map(|(_, change)| match change {
+            Change::Drain(_, row) => row.as_ref(),
+            Change::Node(..)
+            | Change::Cluster(_)
+            | Change::View(_)
+            | Change::Container(..)
+            | Change::Probation(..) => None,
+        })
+    }
+
+    /// The candidates that are not eliminated.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &ProbationRow> {
+        let rows = self.rows.values().filter_map(|(_, change)| match change {
+            Change::Probation(_, row) => row.as_ref(),
+            Change::Node(..)
+            | Change::Cluster(_)
+            | Change::View(_)
+            | Change::Container(..)
+            | Change::Drain(..) => None,
+        });
+        rows.filter(|row| row.eliminated.is_none())
     }
 
     pub(crate) fn node_rows(&self) -> impl Iterator<Item = &NodeRow> {
         self.rows.values().filter_map(|(_, change)| match change {
             Change::Node(_, Some(row)) => Some(row),
-            Change::Node(_, None) | Change::Cluster(_) | Change::View(_) | Change::Container(..) => None,
+            Change::Node(_, None)
+            | Change::Cluster(_)
+            | Change::View(_)
+            | Change::Container(..)
+            | Change::Probation(..)
+            | Change::Drain(..) => None,
         })
     }
 
     fn revision_of(&self, key: &Key) -> u64 {
-        self.rows.get(key).map_or(0, |(revision, _)| *revision)
+        match self.rows.get(key) {
+            // A row that was removed is as one that never was.
+            None
+            | Some((
+                _,
+                Change::Node(_, None)
+                | Change::Probation(_, None)
+                | Change::Drain(_, None)
+                | Change::Container(_, None),
+            )) => 0,
+            Some((revision, _)) => *revision,
+        }
     }
 
     /// What one revision changed.
@@ -92,6 +142,8 @@ fn key_of(change: &Change) -> Key {
         Change::Cluster(_) => Key::Cluster,
         Change::View(_) => Key::View,
         Change::Node(id, _) => Key::Node(*id),
+        Change::Probation(id, _) => Key::Probation(*id),
+        Change::Drain(id, _) => Key::Drain(*id),
         Change::Container(id, _) => Key::Container(*id),
     }
 }
@@ -111,6 +163,7 @@ impl World {
             view.members = self.hosts.iter().map(|host| (host.node, first)).collect();
             view.grantors = view.members.keys().take(5).copied().collect();
         }
+        self.catalog.records.insert(view.id, view.record(BTreeMap::new(), 0).0);
         self.commit(vec![Change::View(view)], false);
         for index in 0..self.hosts.len() {
             let node = self.hosts[index].node;
@@ -120,7 +173,7 @@ impl World {
                 engine_id: index as u64 + 1,
                 addresses: Vec::new(),
                 fingerprint: String::new(),
-                domain: Vec::new(),
+                domain: vec![format!("rack-{}", index % 3)],
                 memory_bytes: crate::host::MEMORY_BYTES,
                 criu: "4.2.1".to_owned(),
                 processor: "x".to_owned(),
@@ -175,7 +228,11 @@ impl World {
                 });
                 self.fact(&Fact::Row { id: *id, before, after: row.as_deref(), by_user });
             }
-            Change::Cluster(_) | Change::Node(..) => {}
+            Change::Probation(id, row) => {
+                self.trace
+                    .line(self.now, None, "commit", || format!("@{revision} probation of {id:?}: {row:?}"));
+            }
+            Change::Cluster(_) | Change::Node(..) | Change::Drain(..) => {}
         }
     }
 
@@ -221,16 +278,55 @@ impl World {
             proposal.basis.iter().all(|(key, revision)| self.catalog.revision_of(key) == *revision)
                 && !(self.faults_on && self.random.chance(0.01));
         if accepted {
-            let changes = proposal.rows.iter().map(|row| match row {
-                Row::View(view) => Change::View(view.clone()),
-                Row::Container(row) => Change::Container(row.id, Some(row.clone())),
+            let changes = proposal.rows.iter().filter_map(|row| match row {
+                Row::View(view) => Some(Change::View(view.clone())),
+                Row::Container(row) => Some(Change::Container(row.id, Some(row.clone()))),
+                Row::Probation(row) => Some(Change::Probation(row.node, Some(row.clone()))),
+                Row::NoProbation(node) => Some(Change::Probation(*node, None)),
+                Row::Drain(row) => Some(Change::Drain(row.node, Some(*row))),
+                Row::Record(_) | Row::Forget(_) => None,
             });
             self.commit(changes.collect(), false);
+            self.keep_records(&proposal);
             if self.faults_on && !self.scenario.networks_only && self.random.chance(0.003) {
                 self.crash_for_a_while(host);
             }
         }
         self.answer(host, life, &proposal, accepted);
+    }
+
+    /// Keeps what a transaction says of its view.
+    fn keep_records(&mut self, proposal: &Proposal) {
+        for row in &proposal.rows {
+            match row {
+                Row::Record(record) => {
+                    self.catalog.records.insert(record.view.id, (**record).clone());
+                }
+                Row::Forget(id) => {
+                    self.catalog.records.remove(id);
+                }
+                Row::View(_)
+                | Row::Container(_)
+                | Row::Probation(_)
+                | Row::NoProbation(_)
+                | Row::Drain(_) => {}
+            }
+        }
+        let Some(view) = proposal.rows.iter().find_map(|row| match row {
+            Row::View(view) => Some(view),
+            Row::Record(_)
+            | Row::Forget(_)
+            | Row::Container(_)
+            | Row::Probation(_)
+            | Row::NoProbation(_)
+            | Row::Drain(_) => None,
+        }) else {
+            return;
+        };
+        let bases = proposal.basis.iter().filter(|(key, _)| *key == Key::View).count();
+        let records = std::mem::take(&mut self.catalog.records);
+        self.fact(&Fact::Kept { view, bases, records: &records });
+        self.catalog.records = records;
     }
 
     fn answer(&mut self, host: usize, life: u64, proposal: &Proposal, accepted: bool) {

@@ -252,6 +252,7 @@ impl World {
         self.round += 1;
         self.networks.mend_all();
         self.catalog.hold_until = 0;
+        self.operators_undo();
         for host in 0..self.hosts.len() {
             self.hosts[host].slow = 0;
             self.undo(Undo::Resume(host));

@@ -19,9 +19,10 @@ use crate::world::{Event, Image, World};
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
     Bring(Box<ContainerRow>),
-    Capture { row: Box<ContainerRow>, number: u64, holders: Vec<NodeId> },
+    Capture { row: Box<ContainerRow>, number: u64, holders: Vec<NodeId>, hold: bool },
     Ship { row: Box<ContainerRow>, number: u64, holders: Vec<NodeId>, manifest: Digest, image: Image },
     Stop { container: ContainerId, epoch: Epoch },
+    Release { container: ContainerId, epoch: Epoch },
     Destroy { container: ContainerId, epoch: Epoch },
     Collect,
     Campaign,
@@ -42,7 +43,8 @@ impl World {
                 }
                 Stage::Bring(row)
             }
-            Job::Checkpoint { row, number, holders } => Stage::Capture { row, number, holders },
+            Job::Checkpoint { row, number, holders, hold } => Stage::Capture { row, number, holders, hold },
+            Job::Release { container, epoch } => Stage::Release { container, epoch },
             Job::Stop { container, epoch, grace } => {
                 delay = self.random.below(u64::try_from(grace.as_nanos()).unwrap_or(SECOND).min(SECOND));
                 Stage::Stop { container, epoch }
@@ -74,8 +76,11 @@ impl World {
         let fails = self.random.chance(if self.faults_on { self.scenario.job_failure } else { 0.0 });
         let outcome = match *stage {
             Stage::Bring(row) => self.brought(host, job, &row, fails),
-            Stage::Capture { row, number, holders } => match self.capture(host, &row) {
+            Stage::Capture { row, number, holders, hold } => match self.capture(host, &row) {
                 Some(image) if !fails => {
+                    if hold {
+                        self.hold_still(host, row.id);
+                    }
                     let manifest = self.new_manifest(image);
                     let delay = MS / 5 + self.random.around(self.scenario.job);
                     let stage = Box::new(Stage::Ship { row, number, holders, manifest, image });
@@ -86,6 +91,13 @@ impl World {
             },
             Stage::Ship { row, number, holders, manifest, image } => {
                 self.ship(host, &row, number, &holders, manifest, image)
+            }
+            Stage::Release { container, epoch } => {
+                let shim = self.hosts[host].shims.get_mut(&container);
+                if let Some(shim) = shim.filter(|shim| shim.epoch == epoch) {
+                    shim.held = false;
+                }
+                return;
             }
             Stage::Stop { .. } | Stage::Destroy { .. } if fails => Outcome::Failed("runc failed".to_owned()),
             Stage::Stop { container, epoch } => {

@@ -21,7 +21,7 @@ const LINES_SHOWN: usize = 60;
 #[derive(Debug, Parser)]
 #[command(
     name = "steadfast-sim",
-    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace"
+    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace\n  steadfast-sim --group 1000 --seed 1"
 )]
 struct Arguments {
     /// How many seeds to run.
@@ -39,9 +39,13 @@ struct Arguments {
     /// Prints what happens, one line each.
     #[arg(long)]
     trace: bool,
-    /// Plants a known bug: ActOnOwnVerdict, SkipFence, DriftZero, TwoRows or ThawWithoutFreshLease.
+    /// Plants a known bug: ActOnOwnVerdict, SkipFence, DriftZero, TwoRows, ThawWithoutFreshLease or
+    /// ViewWithoutBasis.
     #[arg(long, value_name = "NAME", value_parser = flaw)]
     flaw: Option<Flaw>,
+    /// Runs a mirrored group instead, until so many of its members were replaced, under continuous writes and kills.
+    #[arg(long, value_name = "K", conflicts_with_all = ["nodes", "trace", "flaw"])]
+    group: Option<u32>,
     /// How many seeds run at once.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
@@ -54,8 +58,25 @@ type Flaw = steadfast_proto::flaw::Flaw;
 #[cfg(not(feature = "planted-flaws"))]
 type Flaw = std::convert::Infallible;
 
+/// Prints one line for each seed of a mirrored group.
+fn group(arguments: &Arguments, replacements: u32) -> ExitCode {
+    let first = arguments.seed.unwrap_or(arguments.from);
+    let count = if arguments.seed.is_some() { 1 } else { arguments.seeds };
+    let plan = steadfast_sim::group::Plan { replacements, ..Default::default() };
+    let mut is_sound = true;
+    for seed in first..first.saturating_add(count) {
+        let report = steadfast_sim::group::run(&plan, seed);
+        println!("{report}");
+        is_sound &= report.violation.is_none();
+    }
+    if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(replacements) = arguments.group {
+        return group(&arguments, replacements);
+    }
     if arguments.seed.is_some() { one(&arguments) } else { many(&arguments) }
 }
 
@@ -151,10 +172,17 @@ fn plant(_: Option<Flaw>) {}
 
 #[cfg(feature = "planted-flaws")]
 fn flaw(name: &str) -> Result<Flaw, String> {
-    [Flaw::ActOnOwnVerdict, Flaw::SkipFence, Flaw::DriftZero, Flaw::TwoRows, Flaw::ThawWithoutFreshLease]
-        .into_iter()
-        .find(|flaw| format!("{flaw:?}") == name)
-        .ok_or_else(|| format!("'{name}' is no flaw; see --help for the five"))
+    [
+        Flaw::ActOnOwnVerdict,
+        Flaw::SkipFence,
+        Flaw::DriftZero,
+        Flaw::TwoRows,
+        Flaw::ThawWithoutFreshLease,
+        Flaw::ViewWithoutBasis,
+    ]
+    .into_iter()
+    .find(|flaw| format!("{flaw:?}") == name)
+    .ok_or_else(|| format!("'{name}' is no flaw; see --help for the six"))
 }
 
 #[cfg(not(feature = "planted-flaws"))]

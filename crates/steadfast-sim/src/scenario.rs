@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use steadfast_proto::probation;
+
 use crate::random::Random;
 
 pub(crate) const MS: u64 = 1_000_000;
@@ -117,6 +119,8 @@ pub struct Scenario {
     pub containers: usize,
     /// Whether nothing fails but a proper subset of the networks.
     pub networks_only: bool,
+    /// What members ask of candidates.
+    pub probation: probation::Settings,
 }
 
 impl Scenario {
@@ -167,6 +171,13 @@ impl Scenario {
             safety: random.between(10, 25) * SECOND,
             containers: 1 + random.index(5),
             networks_only,
+            probation: probation::Settings {
+                seen: Duration::from_millis(300),
+                // Where a network loses something all the time, a longer time without loss would never come.
+                clean: Duration::from_millis(if calm { draw(random, &[500, 1_000, 3_000]) } else { 300 }),
+                loss_permille_max: 500,
+                ..probation::Settings::default()
+            },
         };
         if scenario.slow_host { scenario.with_little_slack() } else { scenario }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Shim {
     timer_armed: bool,
     /// Whether the kernel lets its packets through.
     heard: bool,
+    /// Whether a checkpoint holds it still, whatever its lease.
+    pub(crate) held: bool,
     /// Whether its fence came due while it was stopped, so that only the kernel holds the container.
     late: bool,
 }
@@ -91,6 +93,7 @@ impl World {
             lag_max: 0,
             timer_armed: false,
             heard: false,
+            held: false,
             late: false,
         };
         here.shims.insert(row.id, shim);
@@ -120,7 +123,7 @@ impl World {
         let now = self.hosts[host].clock.read(self.now);
         for (container, epoch) in containers {
             let Some(shim) = self.hosts[host].shims.get_mut(&container) else { continue };
-            if shim.epoch != epoch || deadline <= shim.deadline {
+            if shim.epoch != epoch || deadline <= shim.deadline || shim.held {
                 continue;
             }
             (shim.deadline, shim.drift, shim.lag_max) = (deadline, drift, lag_max);
@@ -136,6 +139,17 @@ impl World {
             }
             self.arm(host, container);
         }
+    }
+
+    /// A checkpoint was taken after which the program stands still.
+    pub(crate) fn hold_still(&mut self, host: usize, container: ContainerId) {
+        let now = self.now;
+        if let Some(shim) = self.hosts[host].shims.get_mut(&container) {
+            shim.held = true;
+            shim.halt(now, State::Frozen);
+        }
+        self.trace.line(now, Some(host), "container", || format!("{container:?} is held still"));
+        self.show(host, container);
     }
 
     fn thaw(&mut self, host: usize, container: ContainerId) {

@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steadfast_proto::catalog::{Change, ContainerRow, ContainerSpec, ContainerState, Desired, Restart, Root};
+use steadfast_proto::catalog::{
+    Change, ContainerRow, ContainerSpec, ContainerState, Desired, DrainRow, Intent, ProbationRow,
+    Requirements, Restart, Root,
+};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::{Input, Request, RequestId};
 use steadfast_proto::placement::{Candidate, recover_on, start_on};
@@ -25,6 +28,10 @@ impl World {
         if !self.hosts[through].answers() || !self.reaches_leader(through) {
             return;
         }
+        if self.random.chance(0.1) {
+            self.operator_acts();
+            return;
+        }
         let rows: Vec<ContainerRow> = self.catalog.containers().map(|(_, row)| row.clone()).collect();
         if rows.len() < self.scenario.containers {
             self.user_runs();
@@ -40,6 +47,32 @@ impl World {
             13 => self.user_commits(row.id, None),
             10..=19 => self.user_restores(row),
             _ => {}
+        }
+    }
+
+    /// An operator drains a node or has it leave, takes that back, or has a candidate take a node's place.
+    fn operator_acts(&mut self) {
+        let Some((_, view)) = self.catalog.view() else { return };
+        let members: Vec<NodeId> = view.members.keys().copied().collect();
+        let drained: Vec<NodeId> = self.catalog.drains().map(|row| row.node).collect();
+        let candidates: Vec<ProbationRow> = self.catalog.candidates().cloned().collect();
+        let Some(member) = self.random.pick(&members).copied() else { return };
+        if let Some(candidate) = self.random.pick(&candidates).cloned().filter(|_| self.random.chance(0.7)) {
+            let row = ProbationRow { intent: Intent::Replace(member), ..candidate };
+            self.commit(vec![Change::Probation(row.node, Some(row))], true);
+        } else if let Some(node) = self.random.pick(&drained).copied() {
+            self.commit(vec![Change::Drain(node, None)], true);
+        } else if members.len() > 2 {
+            let row = DrainRow { node: member, leave: self.random.chance(0.5) };
+            self.commit(vec![Change::Drain(member, Some(row))], true);
+        }
+    }
+
+    /// Everything that operators asked of nodes is taken back.
+    pub(crate) fn operators_undo(&mut self) {
+        let drained: Vec<Change> = self.catalog.drains().map(|row| Change::Drain(row.node, None)).collect();
+        if !drained.is_empty() {
+            self.commit(drained, true);
         }
     }
 
@@ -81,6 +114,7 @@ impl World {
                 _ => Restart::Latest,
             },
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         };
         let Some(owner) = start_on(&spec, &self.user_candidates()) else { return };
         let row = ContainerRow {

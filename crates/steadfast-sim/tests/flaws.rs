@@ -53,6 +53,11 @@ fn a_checkpoint_in_a_row_of_its_own_is_caught() {
 }
 
 #[test]
+fn a_view_that_names_no_basis_is_caught() {
+    caught(Flaw::ViewWithoutBasis, "VIEW-HISTORY", &["ONE-LIST"], 1..=60);
+}
+
+#[test]
 fn thawing_without_a_fresh_lease_is_caught() {
     caught(Flaw::ThawWithoutFreshLease, "NEVER-TWO", &["NO-STEP-BACK"], 1..=200);
 }

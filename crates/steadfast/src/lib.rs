@@ -6,7 +6,9 @@
 
 mod buffers;
 pub mod catalog;
+pub mod devices;
 pub mod envelope;
+pub mod group;
 pub mod identity;
 pub mod memory;
 pub mod net;

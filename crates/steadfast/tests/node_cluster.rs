@@ -14,8 +14,8 @@ use steadfast::catalog::{Catalog, Embedded, RaftNodeId, Txn};
 use steadfast::identity::ClusterKey;
 use steadfast::node::{NodeHandle, Parts, QUESTIONS_MAX, Report, Unanswered, Worker, spawn};
 use steadfast_proto::catalog::{
-    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow, Restart,
-    Root, View, encode_row,
+    CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
+    Requirements, Restart, Root, View, encode_row,
 };
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NodeId};
 use steadfast_proto::node::{Job, Outcome, Settings};
@@ -42,6 +42,7 @@ impl Worker for Bookkeeper {
     fn run(&self, job: Job, report: Report) {
         let mut books = self.books.lock().unwrap();
         match job {
+            Job::Release { .. } => {}
             Job::Renew { .. } => {
                 books.renewed.insert(self.node);
             }
@@ -49,7 +50,7 @@ impl Worker for Bookkeeper {
                 books.has.insert(self.node, row.epoch);
                 report.done(Outcome::Up);
             }
-            Job::Checkpoint { row, number, holders } => {
+            Job::Checkpoint { row, number, holders, hold: _ } => {
                 let manifest = Digest([u8::try_from(number % 256).unwrap(); 32]);
                 let copies: BTreeSet<NodeId> = holders.into_iter().take(2).collect();
                 for holder in &copies {
@@ -111,6 +112,9 @@ impl Nodes {
                 boot: u64::from(salt[0]),
                 networks: Vec::new(),
                 detect: steadfast_proto::detect::Settings::default(),
+                probation: steadfast_proto::probation::Settings::default(),
+                intent: steadfast_proto::catalog::Intent::Join,
+                version: "0.1.0".to_owned(),
                 boot_unix_ms: 0,
             },
             addresses: vec![("front".into(), self.addresses[&number])],
@@ -205,6 +209,7 @@ fn container() -> ContainerRow {
             copies: 2,
             restart: Restart::Latest,
             nodes: BTreeSet::new(),
+            require: Requirements::default(),
         },
         owner: NodeId(3),
         epoch: Epoch(1),

@@ -2,12 +2,13 @@
 //!
 //! Decides what is missing and says why it installs it. Must never leave a service running or enabled that the machine
 //! did not have before, and never put a foreign library into the system: a private CRIU lives under one prefix. The
-//! search for CRIU is in `criu`, the packages for a private one in `private`, Serf to compare with in `serf`.
+//! search for CRIU is in `criu`, the packages for a private one in `private`, programs to compare with in `apart`.
 
+mod apart;
 mod criu;
+mod find_etcd;
 mod find_serf;
 mod private;
-mod serf;
 
 #[allow(unreachable_pub, reason = "public in steadfast-container, whose file this is")]
 #[path = "../../../crates/steadfast-container/src/criu/find.rs"]
@@ -48,7 +49,7 @@ const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing eng
 pub(crate) enum Scope {
     /// What the product and its demo need.
     Product,
-    /// That, and Serf to compare with.
+    /// That, and Serf and etcd to compare with.
     Benchmarks,
     /// That, and what else the tests need.
     Tests,
@@ -107,7 +108,7 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
         Run::cargo("install --locked cargo-nextest").perform()?;
     }
     if scope != Scope::Product {
-        serf::find_or_unpack()?;
+        apart::find_or_unpack()?;
     }
     Ok(Machine { criu: criu::find_or_install(prefix)? })
 }
@@ -116,7 +117,7 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
 fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
     let complete = missing(&PROGRAMS).is_empty()
-        && (scope == Scope::Product || find_serf::find().is_some())
+        && (scope == Scope::Product || apart::are_found())
         && (scope != Scope::Tests || has_nextest());
     complete.then_some(Machine { criu })
 }

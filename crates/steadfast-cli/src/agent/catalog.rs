@@ -1,14 +1,16 @@
 //! This node's part in the catalog: opening it, carrying its messages, founding it, and being admitted to it.
 //!
 //! A node that founded the cluster writes the first rows at its first start, idempotently. Every other node asks
-//! known ones until it votes: first a copy, then a vote (or only a copy beyond [`VOTERS_MAX`]). It never decides who
-//! belongs to the cluster: the node rows that invitations made do.
+//! known ones until it votes: first a copy, then a vote (or only a copy beyond [`VOTERS_MAX`]); free votes
+//! are spread over failure domains. It never decides who belongs to the cluster: the node rows that invitations made do.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use steadfast::catalog::{
     BoxFuture, Catalog, Embedded, EmbeddedConfig, InitializeError, Member, OpenError, RaftNodeId, Role,
@@ -16,11 +18,16 @@ use steadfast::catalog::{
 };
 use steadfast::net::rpc::{Class, Peers, RpcError, Services};
 use steadfast_proto::catalog::{ClusterRow, Key, NodeRow, View};
+use steadfast_proto::domains;
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
+use super::admit::Hears;
+use super::engine::{self, Engine};
 use super::rows::{self, Rows};
 use super::state::{Founder, Hint, engine_id};
 use crate::codes::Code;
+use crate::config::Config;
+use crate::config::catalog::CatalogConfig;
 use crate::failure::Failure;
 
 /// The RPC service that carries the engine's messages.
@@ -40,6 +47,8 @@ const TIMINGS: Timings = Timings {
     request_timeout: Duration::from_secs(5),
 };
 const ADMIT_PAUSE: Duration = Duration::from_millis(300);
+/// How often a node looks whether it still has its vote.
+const VOTE_PAUSE: Duration = Duration::from_secs(2);
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(12);
 const GREET_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -93,8 +102,27 @@ impl Transport for PeersTransport {
     }
 }
 
-/// Opens this node's store and offers it to the others.
+/// Opens the engine that is configured.
 pub(crate) async fn open(
+    config: &Config,
+    cluster: ClusterId,
+    node: NodeId,
+    transport: Arc<PeersTransport>,
+    services: &Services,
+) -> Result<Engine, Failure> {
+    match &config.catalog {
+        CatalogConfig::Embedded => {
+            open_embedded(&config.data, cluster, node, transport, services).await.map(Engine::Embedded)
+        }
+        CatalogConfig::Etcd(settings) => {
+            let etcd = engine::open_etcd(settings, cluster, node).await?;
+            Ok(Engine::Etcd(etcd, settings.clone()))
+        }
+    }
+}
+
+/// Opens this node's store and offers it to the others.
+async fn open_embedded(
     data: &std::path::Path,
     cluster: ClusterId,
     node: NodeId,
@@ -128,19 +156,21 @@ fn open_failure(error: &OpenError) -> Failure {
 
 /// Makes the catalog of a new cluster and its first rows; does nothing where they are there already.
 pub(crate) async fn found(
-    embedded: &Embedded,
+    engine: &Engine,
     rows: &Rows,
     founder: &Founder,
     cluster: (ClusterId, &str),
     own: NodeRow,
     incarnation: Incarnation,
 ) -> Result<(), Failure> {
-    let addresses = own.addresses.iter().map(|(_, address)| address.to_string()).collect();
-    match embedded.initialize(addresses).await {
-        Ok(()) | Err(InitializeError::AlreadyMember { .. }) => {}
-        Err(InitializeError::Catalog(error)) => return Err(rows::catalog_failure(&error)),
+    if let Some(embedded) = engine.embedded() {
+        let addresses = own.addresses.iter().map(|(_, address)| address.to_string()).collect();
+        match embedded.initialize(addresses).await {
+            Ok(()) | Err(InitializeError::AlreadyMember { .. }) => {}
+            Err(InitializeError::Catalog(error)) => return Err(rows::catalog_failure(&error)),
+        }
     }
-    if embedded.get_stale(&Key::Cluster.encode()).1.is_some() {
+    if rows.catalog().get_stale(&Key::Cluster.encode()).1.is_some() {
         return Ok(());
     }
     let cluster_row = ClusterRow {
@@ -150,16 +180,23 @@ pub(crate) async fn found(
         created_unix_ms: founder.created_unix_ms,
     };
     let view = View::founded(own.id, incarnation);
+    let (record, _) = view.record(BTreeMap::new(), founder.created_unix_ms);
     let txn = Txn {
         compare: vec![(Key::Cluster.encode(), 0)],
         puts: vec![
             (Key::Cluster.encode(), Some(rows::encode(&cluster_row)?)),
             (Key::View.encode(), Some(rows::encode(&view)?)),
+            (Key::ViewRecord(view.id).encode(), Some(rows::encode(&record)?)),
             (Key::Node(own.id).encode(), Some(rows::encode(&own)?)),
         ],
     };
-    // A comparison that fails means that an earlier start did it.
-    rows.commit(txn).await.map(|_| ())
+    let reply = rows.commit(txn).await?;
+    let (false, Engine::Etcd(_, settings)) = (reply.succeeded, engine) else { return Ok(()) };
+    // A comparison that fails means that an earlier start did it, or another cluster at the same moment.
+    match rows.get::<ClusterRow>(&Key::Cluster).await? {
+        Some((row, _)) if row.id != cluster.0 => Err(engine::holds_another(settings, &row)),
+        Some(_) | None => Ok(()),
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -197,13 +234,48 @@ async fn admit(engine: &Embedded, peer: NodeId, request: &[u8]) -> Result<Bytes,
             .await
             .map_err(|error| error.to_string())?;
     }
-    if engine.status().voters.len() < VOTERS_MAX {
+    if has_vote_for(engine, &row) {
         engine.promote(row.engine_id).await.map_err(|error| error.to_string())?;
     }
     Ok(Bytes::new())
 }
 
-/// Asks known nodes for admission until this node votes, or holds a copy where there are voters enough.
+/// Whether there is a vote for `applicant`: votes that are free go to members in failure domains of their own first.
+fn has_vote_for(engine: &Embedded, applicant: &NodeRow) -> bool {
+    let status = engine.status();
+    let rows: Vec<NodeRow> = (engine.range_stale("node/").rows.iter())
+        .filter_map(|(_, row)| steadfast_proto::catalog::decode_row(&row.value).ok())
+        .collect();
+    let view = engine.get_stale(&Key::View.encode()).1;
+    let view: Option<View> = view.and_then(|row| steadfast_proto::catalog::decode_row(&row.value).ok());
+    // Who is no member yet, or no longer, follows the catalog and counts nowhere (PROTOCOLS 3.4, VM3).
+    if !view.as_ref().is_some_and(|view| view.has(applicant.id)) {
+        return false;
+    }
+    // One that is away would keep its vote free for nobody.
+    let is_there = |row: &NodeRow| {
+        status.learners.contains_key(&row.engine_id) && view.as_ref().is_some_and(|view| view.has(row.id))
+    };
+    let (voters, others): (Vec<NodeRow>, Vec<NodeRow>) =
+        rows.into_iter().partition(|row| status.voters.contains_key(&row.engine_id));
+    let mut candidates: BTreeMap<NodeId, Vec<String>> = (others.into_iter())
+        .filter(|row| row.id == applicant.id || is_there(row))
+        .map(|row| (row.id, row.domain))
+        .collect();
+    let mut chosen: Vec<Vec<String>> = voters.into_iter().map(|row| row.domain).collect();
+    for _ in status.voters.len()..VOTERS_MAX {
+        let left = candidates.iter().map(|(node, domain)| (*node, domain.as_slice()));
+        match domains::furthest(left, chosen.iter().map(Vec::as_slice)) {
+            Some(next) if next == applicant.id => return true,
+            Some(next) => chosen.extend(candidates.remove(&next)),
+            None => return false,
+        }
+    }
+    false
+}
+
+/// Asks known nodes for admission until this node follows the catalog, and for a vote whenever it has none and there is room:
+/// who asks is told nothing wrong, as only members get one.
 pub(crate) async fn seek_admission(
     embedded: Embedded,
     peers: Peers,
@@ -213,18 +285,22 @@ pub(crate) async fn seek_admission(
 ) {
     let request = AdmitRequest { engine_id: engine_id(own), addresses };
     let Ok(body) = serde_json::to_vec(&request) else { return };
+    let mut said = None;
     loop {
         let status = embedded.status();
-        let settled = match status.role {
-            Role::Leader | Role::Follower | Role::Candidate => true,
-            Role::Learner => {
-                status.learners.contains_key(&request.engine_id) && status.voters.len() >= VOTERS_MAX
-            }
-            Role::Closed => return,
+        let (follows, votes) = match status.role {
+            Role::Leader | Role::Follower | Role::Candidate => (true, true),
+            Role::Learner => (status.learners.contains_key(&request.engine_id), false),
+            Role::Client | Role::Closed => return,
         };
-        if settled && (status.voters.contains_key(&request.engine_id) || status.voters.len() >= VOTERS_MAX) {
-            tracing::info!(voters = status.voters.len(), "this node takes part in the catalog");
-            return;
+        let votes = votes && status.voters.contains_key(&request.engine_id);
+        if follows && said != Some(votes) {
+            tracing::info!(voters = status.voters.len(), votes, "this node takes part in the catalog");
+            said = Some(votes);
+        }
+        if votes || (follows && status.voters.len() >= VOTERS_MAX) {
+            tokio::time::sleep(VOTE_PAUSE).await;
+            continue;
         }
         for hint in &hints {
             let Ok(node) = hint.node.parse::<NodeId>() else { continue };
@@ -242,12 +318,8 @@ pub(crate) async fn seek_admission(
 
 /// Answers nodes that start: whether somebody else lives under their identity. `hears` says whether this node hears
 /// the node id alive now.
-pub(crate) fn offer_greetings<F>(services: &Services, rows: &Rows, hears: F)
-where
-    F: Fn(NodeId) -> BoxFuture<'static, bool> + Send + Sync + 'static,
-{
+pub(crate) fn offer_greetings(services: &Services, rows: &Rows, hears: Hears) {
     let rows = rows.clone();
-    let hears = Arc::new(hears);
     services.register(SERVICE_GREET, move |peer, request| {
         let (rows, hears) = (rows.clone(), Arc::clone(&hears));
         Box::pin(async move {
@@ -265,17 +337,36 @@ where
 }
 
 /// Asks the others whether somebody lives under this node's identity; refuses to start then (4.5, ClonedIdentity).
-pub(crate) async fn refuse_clone(peers: &Peers, others: &[NodeId], fingerprint: &str) -> Result<(), Failure> {
-    let asked = others.iter().map(|other| {
-        peers.call(*other, Class::Control, SERVICE_GREET, fingerprint.as_bytes().to_vec(), GREET_TIMEOUT)
-    });
-    for answer in futures_util::future::join_all(asked).await {
-        if let Err(RpcError::Refused { reason, .. }) = answer {
-            return Err(Failure::new(
-                Code::IdentityCloned,
-                format!("{reason}: this data folder is a copy; empty it and join anew"),
-            ));
+///
+/// A folder in its own place waits for half of them only: it asks because a copy may have been taken for the moved
+/// original while it was down. Says whether so many answered.
+pub(crate) async fn refuse_clone(
+    peers: &Peers,
+    others: &[NodeId],
+    fingerprint: &str,
+    moved: bool,
+) -> Result<bool, Failure> {
+    let ask = |other: NodeId| async move {
+        peers.call(other, Class::Control, SERVICE_GREET, fingerprint.as_bytes().to_vec(), GREET_TIMEOUT).await
+    };
+    let mut asked: FuturesUnordered<_> = others.iter().map(|other| ask(*other)).collect();
+    let mut answered = 0;
+    while let Some(answer) = asked.next().await {
+        match answer {
+            Ok(_) => answered += 1,
+            Err(RpcError::Refused { reason, .. }) => {
+                return Err(Failure::new(
+                    Code::IdentityCloned,
+                    format!(
+                        "{reason}: this data folder is a copy; run `steadfast reidentify` here and join anew with a token of its own"
+                    ),
+                ));
+            }
+            Err(_) => {}
+        }
+        if !moved && 2 * answered >= others.len() {
+            break;
         }
     }
-    Ok(())
+    Ok(2 * answered >= others.len())
 }

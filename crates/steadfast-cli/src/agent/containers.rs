@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use steadfast::node::{NodeHandle, Report};
 use steadfast_container::{
-    BridgeConfig, Container, Event, Host, HostConfig, RestoreMode, ShimError, Spec, State,
+    BridgeConfig, Container, Device, Event, Host, HostConfig, RestoreMode, ShimError, Spec, State,
 };
 use steadfast_proto::catalog::{ContainerRow, ContainerSpec, Exit, Key, Root};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::Outcome;
 use steadfast_proto::time::Time;
 
+use super::device_verbs;
+use super::devices::Room;
 use super::machine::Machine;
 use super::rows::Rows;
 use crate::codes::Code;
@@ -41,6 +43,7 @@ pub(crate) struct Containers {
     busy: Mutex<BTreeMap<ContainerId, Arc<Mutex<()>>>>,
     renewals: Arc<Renewals>,
     node: OnceLock<NodeHandle>,
+    devices: Option<Arc<Room>>,
     rows: Rows,
     id: NodeId,
 }
@@ -73,6 +76,7 @@ impl Containers {
         machine: &Machine,
         id: NodeId,
         rows: Rows,
+        devices: Option<Arc<Room>>,
     ) -> Result<Arc<Containers>, Failure> {
         let images = config.container.run.join("images");
         let host_config = HostConfig {
@@ -103,6 +107,7 @@ impl Containers {
             busy: Mutex::default(),
             renewals: Arc::default(),
             node: OnceLock::new(),
+            devices,
             rows,
             id,
         });
@@ -124,7 +129,9 @@ impl Containers {
             let Ok(id) = container.id().parse::<ContainerId>() else { continue };
             let epoch = Epoch(container.epoch());
             tracing::info!(%id, epoch = epoch.0, name = container.spec().name, "adopted");
-            node.adopted(id, epoch);
+            // A shim that does not answer is taken to hold it: to let it go then costs one commit.
+            let held = container.status().map_or(true, |status| status.held);
+            node.adopted(id, epoch, held);
             self.watch(id, epoch, container, None)?;
         }
         node.adopted_all();
@@ -134,6 +141,16 @@ impl Containers {
     /// What each shim last said.
     pub(crate) fn states(&self) -> BTreeMap<ContainerId, String> {
         lock(&self.here).iter().map(|(id, here)| (*id, here.state.clone())).collect()
+    }
+
+    /// Lets a container go on that a checkpoint holds still.
+    pub(crate) fn release(&self, id: ContainerId, epoch: Epoch) {
+        let Some(container) = self.handle(id).filter(|container| container.epoch() == epoch.0) else {
+            return;
+        };
+        if let Err(error) = container.release() {
+            tracing::error!(%id, %error, "a container that was held still can't be let go");
+        }
     }
 
     /// The handle of a container that runs here.
@@ -184,7 +201,7 @@ impl Containers {
     pub(crate) fn bring(self: &Arc<Self>, row: &ContainerRow, image: Option<&Path>, report: Report) {
         let turn = self.turn(row.id);
         let _turn = lock(&turn);
-        let spec = match spec(&row.spec) {
+        let spec = match self.spec_here(&row.spec) {
             Ok(spec) => spec,
             Err(reason) => return report.done(Outcome::Failed(reason)),
         };
@@ -202,6 +219,22 @@ impl Containers {
                 report.done(Outcome::Failed(error.to_string()));
             }
         }
+    }
+
+    /// What is to run here, with this machine's nodes of the devices that it asks for.
+    fn spec_here(&self, wanted: &ContainerSpec) -> Result<Spec, String> {
+        let mut spec = spec(wanted)?;
+        if wanted.require.devices.is_empty() {
+            return Ok(spec);
+        }
+        let known = device_verbs::stale(&self.rows);
+        for name in &wanted.require.devices {
+            let row = name.parse().ok().and_then(|name| known.ever_named(&name));
+            let node = row.and_then(|row| self.devices.as_ref()?.node_of(&row.id));
+            let node = node.ok_or_else(|| format!("the device {name} is not on this node now"))?;
+            spec.devices.push(Device { node, name: name.clone() });
+        }
+        Ok(spec)
     }
 
     /// Asks a container to end.
@@ -430,6 +463,8 @@ pub(crate) fn spec(spec: &ContainerSpec) -> Result<Spec, String> {
                 read_only: volume.read_only,
             })
             .collect(),
+        // Where they are is known on the node that runs it only.
+        devices: Vec::new(),
         address: address.map_err(|error: steadfast_container::AddressError| error.to_string())?,
         memory_bytes_max: spec.memory_bytes_max,
         cpu_max: spec.cpu_milli_max.map(|milli| f64::from(milli) / 1000.0),

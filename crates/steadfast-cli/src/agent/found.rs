@@ -10,10 +10,12 @@ use steadfast::identity::{ClusterKey, Membership};
 use steadfast::net::tls::{Authority, NodeKey, TlsError};
 use steadfast_proto::ids::ClusterId;
 
+use super::engine;
 use super::state::{self, Founder, State};
 use crate::api::convert::now_unix_ms;
 use crate::codes::Code;
 use crate::config::Config;
+use crate::config::catalog::CatalogConfig;
 use crate::failure::Failure;
 use crate::units;
 
@@ -38,6 +40,9 @@ pub async fn init(config: &Config, name: &str, lease: Duration) -> Result<Founde
         .map_err(|message| Failure::new(Code::ConfigInvalid, message))?;
     let mut identity = state::open(&config.data)?;
     state::refuse_member(&identity)?;
+    if let CatalogConfig::Etcd(settings) = &config.catalog {
+        engine::check_free(settings).await?;
+    }
     let cluster = ClusterId(uuid::Uuid::new_v4().as_u128());
     let authority = Authority::create(cluster).map_err(|error| tls_failure(&error))?;
     let key = NodeKey::generate().map_err(|error| tls_failure(&error))?;
@@ -55,7 +60,7 @@ pub async fn init(config: &Config, name: &str, lease: Duration) -> Result<Founde
         ca_key: Some(authority.key_pkcs8()),
         node_certificate: certificate,
         node_key: key.private_pkcs8(),
-        extra: State { founder: Some(founder), hints: Vec::new() }.encode()?,
+        extra: State { founder: Some(founder), ..State::default() }.encode()?,
     };
     identity.store_membership(membership).map_err(|error| state::identity_failure(&error))?;
     Ok(Founded {

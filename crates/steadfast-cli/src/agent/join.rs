@@ -2,31 +2,38 @@
 //!
 //! In order, each step idempotent: own id durable (U3); one request over a connection that pins the cluster's CA,
 //! which the inviter turns into one compare-and-set of the invitation; certificates and keys stored atomically. A
-//! crash anywhere is cured by the same command again. The other side is `admit`.
+//! crash anywhere is cured by the same command again. An agent that waits with a token (`join --wait`) does the same by
+//! itself, and reads the catalog through its inviters alone. The other side is `admit`.
 
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
+use steadfast::envelope::write_atomic;
 use steadfast::identity::{ClusterKey, Identity, Membership};
 use steadfast::net::rpc::{JoinConnectError, connect_join};
 use steadfast::net::tls::{Credentials, NodeKey, fingerprint};
 use steadfast::token::{Token, TokenError};
 
 use super::found::tls_failure;
-use super::machine;
+use super::notice::Listener;
 use super::state::{self, Hint, State};
+use super::{crash, machine};
 use crate::api::types::ErrorBody;
 use crate::codes::Code;
 use crate::config::Config;
-use crate::failure::Failure;
+use crate::failure::{Failure, disk};
 
 /// The largest answer of an inviter, in bytes.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
+/// The pauses of an agent that waits with a token, which double (PROTOCOLS 4.5).
+const WAIT_FIRST: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// What `join` made of this node.
 #[derive(Clone, Debug, Serialize)]
@@ -56,6 +63,21 @@ pub(crate) struct JoinRequest {
     pub(crate) memory_bytes: u64,
     pub(crate) criu: String,
     pub(crate) processor: String,
+    /// Whether a node that has a row already asks to bear the token's name from now on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) rebind: bool,
+    /// The prefix of the catalog in etcd; none with the nodes' own engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etcd_prefix: Option<String>,
+}
+
+/// Whether an identity that the cluster knows may take another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rebind {
+    /// No: it is refused.
+    Refuse,
+    /// Yes: this machine is the one that the cluster knows.
+    Allow,
 }
 
 /// What the inviter answers once the invitation is taken.
@@ -76,10 +98,80 @@ pub fn parse(text: &str) -> Result<Token, Failure> {
 }
 
 /// Joins.
-pub async fn join(config: &Config, token: &Token) -> Result<Joined, Failure> {
+pub async fn join(config: &Config, token: &Token, rebind: Rebind) -> Result<Joined, Failure> {
+    crash::point("join:begin");
     let mut identity = state::open(&config.data)?;
+    crash::point("join:identity");
     state::refuse_member(&identity)?;
     check_expiry(token)?;
+    take_up(config, &mut identity, token, rebind).await
+}
+
+/// Leaves the token for the agent, which joins with it by itself as soon as it can.
+pub fn leave_for_agent(config: &Config, token: &Token) -> Result<(), Failure> {
+    if config.data.join("membership").exists() {
+        state::refuse_member(&state::open(&config.data)?)?;
+    }
+    std::fs::create_dir_all(&config.data).map_err(|error| disk("make the folder", &config.data, &error))?;
+    let path = token_path(&config.data);
+    write_atomic(&path, 0o600, token.encode().as_bytes()).map_err(|error| disk("write", &path, &error))
+}
+
+/// The token that was left for the agent.
+pub(super) fn left(data: &Path) -> Option<Token> {
+    let text = std::fs::read_to_string(token_path(data)).ok()?;
+    match Token::decode(&text) {
+        Ok(token) => Some(token),
+        Err(error) => {
+            tracing::warn!(%error, "the token that was left for this agent can't be read");
+            None
+        }
+    }
+}
+
+/// Removes the token that was left; a member has no use for it, and one that stays does no harm.
+pub(super) fn forget_left(data: &Path) {
+    let _ = std::fs::remove_file(token_path(data));
+}
+
+fn token_path(data: &Path) -> PathBuf {
+    data.join("token")
+}
+
+/// Joins with the token that was left, asking again until it succeeds; `say` is told why it did not yet.
+///
+/// Only the inviters named in the token are asked, and only by them is it said what holds: a notice wakes, no more.
+pub(super) async fn wait_with(
+    config: &Config,
+    identity: &mut Identity,
+    mut say: impl FnMut(&Token, &Failure),
+) {
+    let notices = Listener::bind(config.addresses().into_iter().map(|(_, address)| address)).await;
+    let mut pause = WAIT_FIRST;
+    // Read again each time: another token may have been left meanwhile, or this one taken away.
+    while let Some(token) = left(&config.data) {
+        match take_up(config, identity, &token, Rebind::Refuse).await {
+            Ok(joined) => {
+                tracing::info!(
+                    cluster = joined.cluster,
+                    name = joined.node,
+                    "joined with the token that was left"
+                );
+                return forget_left(&config.data);
+            }
+            Err(failure) => say(&token, &failure),
+        }
+        notices.wait(token.cluster(), pause).await;
+        pause = (pause * 2).min(WAIT_MAX);
+    }
+}
+
+async fn take_up(
+    config: &Config,
+    identity: &mut Identity,
+    token: &Token,
+    rebind: Rebind,
+) -> Result<Joined, Failure> {
     let key = NodeKey::generate().map_err(|error| tls_failure(&error))?;
     let machine = machine::look(config);
     let request = JoinRequest {
@@ -94,9 +186,14 @@ pub async fn join(config: &Config, token: &Token) -> Result<Joined, Failure> {
         memory_bytes: config.memory_bytes,
         criu: machine.criu,
         processor: machine.processor,
+        rebind: rebind == Rebind::Allow,
+        etcd_prefix: config.catalog.etcd_prefix(),
     };
     let reply = ask(token, &request).await?;
-    store(&mut identity, token, &key, reply)
+    crash::point("join:answered");
+    let joined = store(identity, token, &key, reply)?;
+    crash::point("join:stored");
+    Ok(joined)
 }
 
 fn check_expiry(token: &Token) -> Result<(), Failure> {
@@ -137,6 +234,7 @@ async fn ask(token: &Token, request: &JoinRequest) -> Result<JoinReply, Failure>
     let http = http
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    crash::point("join:asking");
     let response = sender.send_request(http).await.map_err(|error| broken(error.to_string()))?;
     let accepted = response.status().is_success();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
@@ -170,6 +268,8 @@ fn store(identity: &mut Identity, token: &Token, key: &NodeKey, reply: JoinReply
             format!("the certificate that the inviting node made can't be used: {error}"),
         )
     })?;
+    let sealing_epoch = reply.cluster_keys.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0);
+    let state = State { hints: reply.hints, sealing_epoch, ..State::default() };
     let membership = Membership {
         cluster: token.cluster().0,
         cluster_name: reply.cluster_name.clone(),
@@ -183,7 +283,7 @@ fn store(identity: &mut Identity, token: &Token, key: &NodeKey, reply: JoinReply
         ca_key: reply.ca_key,
         node_certificate: reply.node_certificate,
         node_key: key.private_pkcs8(),
-        extra: State { founder: None, hints: reply.hints }.encode()?,
+        extra: state.encode()?,
     };
     identity.store_membership(membership).map_err(|error| state::identity_failure(&error))?;
     Ok(Joined {

@@ -11,6 +11,8 @@ use crate::config::{Config, Mode};
 
 /// Why an observer runs no containers.
 pub(crate) const OBSERVES: &str = "it only observes (mode = \"observe\" in its configuration)";
+/// Why a witness runs no containers.
+const WITNESSES: &str = "it is a witness, which only votes (mode = \"witness\" in its configuration)";
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +29,15 @@ pub(crate) struct Machine {
     pub(crate) why_not: Option<String>,
 }
 
-/// Looks at this machine; an observer's is of no concern.
+/// Looks at this machine; an observer's or a witness's is of no concern.
 pub(crate) fn look(config: &Config) -> Machine {
-    if config.mode == Mode::Observe {
-        return Machine { why_not: Some(OBSERVES.to_owned()), ..Machine::default() };
+    let why_not = match config.mode {
+        Mode::Agent => None,
+        Mode::Observe => Some(OBSERVES.to_owned()),
+        Mode::Witness => Some(WITNESSES.to_owned()),
+    };
+    if why_not.is_some() {
+        return Machine { why_not, ..Machine::default() };
     }
     match usable(config) {
         Ok(machine) => machine,

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use steadfast::identity::{ClusterKey, Membership};
 use steadfast::memory::{
     self, FetchError, FetchRequest, Live, OpenError, Pool, ShipError, ShipRequest, Shipped,
 };
@@ -21,6 +20,7 @@ use steadfast_proto::catalog::{CheckpointRef, ContainerRow};
 use steadfast_proto::ids::{Digest, Epoch, NodeId};
 use tokio::task::spawn_blocking;
 
+use super::keys::Keyring;
 use super::rows::Rows;
 use crate::codes::Code;
 use crate::config::{Config, Mode};
@@ -40,11 +40,11 @@ pub(crate) struct Memory {
 }
 
 struct Inner {
-    /// What this node lends; an observer lends nothing.
+    /// What this node lends; an observer or a witness lends nothing.
     pool: Option<Pool>,
     peers: Peers,
     own: NodeId,
-    keys: Vec<ClusterKey>,
+    keys: Keyring,
     node: OnceLock<NodeHandle>,
 }
 
@@ -59,22 +59,16 @@ impl Memory {
     /// Opens what this node lends and offers it.
     pub(crate) async fn open(
         config: &Config,
-        membership: &Membership,
+        keys: &Keyring,
         own: NodeId,
         services: &Services,
         peers: &Peers,
     ) -> Result<Memory, Failure> {
         let pool = match config.mode {
             Mode::Agent => Some(open_pool(config, services).await?),
-            Mode::Observe => None,
+            Mode::Observe | Mode::Witness => None,
         };
-        let inner = Inner {
-            pool,
-            peers: peers.clone(),
-            own,
-            keys: membership.cluster_keys.clone(),
-            node: OnceLock::new(),
-        };
+        let inner = Inner { pool, peers: peers.clone(), own, keys: keys.clone(), node: OnceLock::new() };
         let memory = Memory { inner: Arc::new(inner) };
         let refreshed = memory.clone();
         services.register(SERVICE_REFRESH, move |_, _| {
@@ -142,14 +136,14 @@ impl Memory {
         revision: u64,
         meta: &Meta,
     ) -> Result<Shipped, String> {
-        let key = self.inner.keys.iter().max_by_key(|key| key.epoch).ok_or("this node has no cluster key")?;
+        let key = self.inner.keys.sealing_key().ok_or("this node has no cluster key")?;
         let request = ShipRequest {
             container: row.id,
             epoch: row.epoch,
             number,
             holders,
             copies: usize::from(row.spec.copies),
-            key: key.clone(),
+            key,
             revision,
             meta: serde_json::to_vec(meta).map_err(|error| error.to_string())?,
         };
@@ -174,7 +168,7 @@ impl Memory {
         let request = FetchRequest {
             manifest: checkpoint.manifest,
             holders: checkpoint.copies.iter().copied().filter(|holder| *holder != self.inner.own).collect(),
-            keys: self.inner.keys.clone(),
+            keys: self.inner.keys.keys(),
             into: into.to_path_buf(),
         };
         let fetched = memory::fetch(request, self.inner.pool.as_ref(), &self.inner.peers).await;

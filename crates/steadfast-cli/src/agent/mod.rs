@@ -4,27 +4,40 @@
 //! by the core (`steadfast_proto::node`), what containers do by `steadfast-container`. Read `worker` for how jobs are
 //! carried out and `verbs` for what users can ask.
 
+mod duties;
+mod own_row;
+mod addresses;
 pub(crate) mod admit;
 mod catalog;
 mod containers;
+pub(crate) mod crash;
+mod device_verbs;
+mod devices;
+mod engine;
 mod exec;
 pub mod found;
 #[doc(hidden)]
 pub mod fuzzing;
 mod holders;
 pub mod join;
+pub(crate) mod keys;
 mod links;
 mod listen;
 mod logs;
 mod machine;
 mod memory;
+mod notice;
+pub mod reidentify;
 mod report;
+pub mod rescue;
 mod rows;
 mod state;
+mod survival;
 #[cfg(test)]
 mod tests;
 mod verbs;
 mod verdicts;
+mod views;
 mod worker;
 
 use std::net::SocketAddr;
@@ -33,13 +46,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sd_notify::NotifyState;
-use steadfast::catalog::{Catalog, Embedded};
 use steadfast::identity::{Identity, Membership};
 use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
 use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
-use steadfast_proto::catalog::{Key, NodeRow};
+use steadfast_proto::catalog::{Intent, NodeRow};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,12 +60,15 @@ use self::admit::Inviter;
 use self::catalog::PeersTransport;
 use self::containers::Containers;
 pub(crate) use self::containers::spec as container_spec;
+use self::engine::Engine;
+use self::keys::Keyring;
 pub(crate) use self::links::Registration;
 pub(crate) use self::machine::on_path;
 use self::memory::Memory;
 use self::rows::Rows;
 use self::state::State;
 pub(crate) use self::verdicts::Held;
+pub(crate) use self::views::Wanted as WantedViews;
 use crate::codes::Code;
 use crate::config::{Config, Mode};
 use crate::failure::Failure;
@@ -66,16 +81,19 @@ pub struct Agent {
     pub(crate) id: NodeId,
     pub(crate) networks: Vec<(String, SocketAddr)>,
     pub(crate) rows: Rows,
-    pub(crate) embedded: Embedded,
+    pub(crate) engine: Engine,
     pub(crate) peers: Peers,
     pub(crate) node: NodeHandle,
     pub(crate) board: links::Board,
     pub(crate) memory: Memory,
     pub(crate) containers: Option<Arc<Containers>>,
+    /// Absent where this node takes no part in device names.
+    pub(crate) devices: Option<Arc<devices::Room>>,
     /// Whether it takes part in nothing that concerns containers.
     pub(crate) observes: bool,
     pub(crate) why_no_containers: Option<String>,
     pub(crate) inviter: Inviter,
+    pub(crate) keys: Keyring,
 }
 
 impl std::fmt::Debug for Agent {
@@ -116,27 +134,49 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!("the agent ends; its containers go on until their lease is over");
     agent.node.stop().await;
-    agent.embedded.shutdown().await;
+    agent.engine.shutdown().await;
     outcome
 }
 
 /// Waits until this node belongs to a cluster, answering meanwhile that it does not.
 async fn configured(config: &Config) -> Result<Identity, Failure> {
     let mut waiting = None;
+    // Why the token that was left here brought no membership yet.
+    let why = Arc::new(Mutex::new(None));
     loop {
         if config.data.join("membership").exists() {
             let identity = state::open(&config.data)?;
             if identity.membership().is_some() {
+                join::forget_left(&config.data);
                 return Ok(identity);
             }
         } else if waiting.is_none() {
-            let router = crate::api::server::waiting_router(config.data.display().to_string());
+            let router =
+                crate::api::server::waiting_router(config.data.display().to_string(), Arc::clone(&why));
             waiting = Some(listen::api(&config.socket, router)?);
             ready("waiting for `steadfast init` or `steadfast join`");
             tracing::info!(data = %config.data.display(), "this node belongs to no cluster yet; waiting for `steadfast init` or `steadfast join`");
         }
+        if join::left(&config.data).is_some() {
+            // Opened once for all attempts, so that a notice costs this node no write.
+            let mut identity = state::open(&config.data)?;
+            join::wait_with(config, &mut identity, |token, failure| say_why(&why, token, failure)).await;
+            if identity.membership().is_some() {
+                return Ok(identity);
+            }
+        }
         tokio::time::sleep(WAIT_PAUSE).await;
     }
+}
+
+/// Keeps, and logs once, why a token brought no membership yet.
+fn say_why(why: &Mutex<Option<String>>, token: &steadfast::token::Token, failure: &Failure) {
+    let text = format!("waiting as {}: {} ({})", token.name, failure.message, failure.code);
+    let mut why = why.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if why.as_ref() != Some(&text) {
+        tracing::warn!(name = token.name, %failure, "the token that was left here brings no membership yet");
+    }
+    *why = Some(text);
 }
 
 struct Started {
@@ -150,7 +190,7 @@ impl Started {
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             look.tick().await;
-            if let Some(reason) = self.agent.embedded.status().failure {
+            if let Some(reason) = self.agent.engine.status().failure {
                 return Failure::new(Code::DiskFailed, format!("the catalog on this node closed: {reason}"));
             }
             if let Err(error @ Unanswered::Stopped) = self.agent.node.status().await {
@@ -160,7 +200,26 @@ impl Started {
     }
 }
 
-async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> {
+/// What a node is made of before its core runs.
+struct Opened {
+    id: NodeId,
+    state: State,
+    own: NodeRow,
+    identity: Arc<Mutex<Option<Identity>>>,
+    membership: Membership,
+    credentials: Credentials,
+    peers: Peers,
+    services: Services,
+    transport: Arc<PeersTransport>,
+    engine: Engine,
+    rows: Rows,
+    keys: Keyring,
+    machine: machine::Machine,
+    listeners: Vec<Listener>,
+}
+
+/// Opens the catalog and listens, unless this is a copy of a node that lives elsewhere.
+async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure> {
     let Some(membership) = identity.membership().cloned() else {
         return Err(Failure::new(Code::NotConfigured, "this node belongs to no cluster"));
     };
@@ -171,40 +230,72 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let services = Services::new(Limits::default());
     let transport = Arc::new(PeersTransport::new(peers.clone()));
     learn_hints(&state, &peers, &transport);
-    let embedded =
-        catalog::open(&config.data, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
-    let rows = Rows::new(Arc::new(embedded.clone()));
+    // Before the catalog is opened: a copy of a voter must not cast that voter's vote.
+    let others: Vec<NodeId> = state.hints.iter().filter_map(|hint| hint.node.parse().ok()).collect();
+    settle_place(&mut identity, &peers, &others).await?;
+    let engine =
+        catalog::open(config, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
+    crash::point("agent:catalog");
+    let rows = Rows::new(engine.catalog());
     learn_rows(&rows, id, &peers, &transport);
     let listeners = bind(&networks, &credentials, &services)?;
     let machine = machine::look(config);
     let own = own_row(config, &membership, &identity, &networks, &machine);
-    if let Some(founder) = &state.founder {
+    // A founder that knows other nodes has founded: with an empty catalog folder it asks them, and never makes a second catalog.
+    if let Some(founder) = &state.founder
+        && state.hints.is_empty()
+    {
         let cluster = (membership.cluster_id(), membership.cluster_name.as_str());
-        catalog::found(&embedded, &rows, founder, cluster, own.clone(), identity.incarnation()).await?;
+        catalog::found(&engine, &rows, founder, cluster, own.clone(), identity.incarnation()).await?;
     }
-    if identity.moved_from().is_some() {
-        let others: Vec<NodeId> = rows.names().into_keys().filter(|other| *other != id).collect();
-        catalog::refuse_clone(&peers, &others, &identity.fingerprint().short()).await?;
-    }
-    let inviter = Inviter { rows: rows.clone(), membership: membership.clone(), networks: networks.clone() };
-    let memory = Memory::open(config, &membership, id, &services, &peers).await?;
-    let why_no_containers = machine.why_not.clone();
-    let containers = open_containers(config, &machine, id, &rows).await?;
-    let incarnation = identity.incarnation();
     let identity = Arc::new(Mutex::new(Some(identity)));
+    let keys = Keyring::new(
+        Arc::clone(&identity),
+        membership.clone(),
+        credentials.clone(),
+        rows.clone(),
+        peers.clone(),
+        services.clone(),
+    );
+    Ok(Opened {
+        id,
+        state,
+        own,
+        identity,
+        membership,
+        credentials,
+        peers,
+        services,
+        transport,
+        engine,
+        rows,
+        keys,
+        machine,
+        listeners,
+    })
+}
+
+async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> {
+    let (networks, incarnation) = (config.addresses(), identity.incarnation());
+    // Before the catalog: names stay while it is away.
+    let devices = devices::Room::open(config, identity.node()).await?;
+    let opened = open(config, identity).await?;
+    let (id, rows, keys) = (opened.id, opened.rows.clone(), opened.keys.clone());
+    let memory = Memory::open(config, &keys, id, &opened.services, &opened.peers).await?;
+    let why_no_containers = opened.machine.why_not.clone();
+    let containers = open_containers(config, &opened.machine, id, &rows, devices.as_ref()).await?;
     let worker = worker::Worker {
         containers: containers.clone(),
         memory: memory.clone(),
-        embedded: embedded.clone(),
-        identity: Arc::clone(&identity),
+        engine: opened.engine.clone(),
+        identity: Arc::clone(&opened.identity),
         rows: rows.clone(),
-        machine,
+        machine: opened.machine.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
-    let watch = WatchParts { credentials: credentials.clone(), services: services.clone() };
-    let parts = parts(&identity, &membership, config, &embedded, worker, watch)?;
-    let node = steadfast::node::spawn(parts)
+    let node = steadfast::node::spawn(parts(&opened, config, worker)?)
         .map_err(|error| Failure::new(Code::NetworkFailed, error.to_string()))?;
+    crash::point("agent:node");
     let board = links::Board::new(incarnation);
     tokio::spawn(board.clone().follow(node.clone(), networks.len()));
     memory.attach(node.clone()).await;
@@ -212,23 +303,54 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         Some(containers) => containers.attach(node.clone()).await?,
         None => node.adopted_all(),
     }
+    let inviter = Inviter {
+        rows: rows.clone(),
+        membership: keys.shared(),
+        networks: networks.clone(),
+        catalog: config.catalog.clone(),
+        hears: hears(node.clone()),
+    };
     let agent = Arc::new(Agent {
         id,
         networks,
         rows,
-        embedded,
-        peers,
+        engine: opened.engine,
+        peers: opened.peers,
         node,
         board,
         memory,
         containers,
+        devices,
         observes: config.mode == Mode::Observe,
         why_no_containers,
         inviter,
+        keys,
     });
-    offer(&agent, &services);
-    follow(&agent, &state, transport, own);
-    Ok(Started { agent, _listeners: listeners })
+    offer(&agent, &opened.services);
+    follow(&agent, &opened.state, opened.transport, opened.own);
+    Ok(Started { agent, _listeners: opened.listeners })
+}
+
+/// Ends here if somebody lives under this node's identity elsewhere. A folder that woke in another place than it was made
+/// in, and that nobody disputes, takes that place for its own.
+async fn settle_place(identity: &mut Identity, peers: &Peers, others: &[NodeId]) -> Result<(), Failure> {
+    let moved = identity.moved_from().is_some();
+    let undisputed = catalog::refuse_clone(peers, others, &identity.fingerprint().short(), moved).await?;
+    if moved && undisputed && !others.is_empty() {
+        identity.accept_move().map_err(|error| state::identity_failure(&error))?;
+    }
+    Ok(())
+}
+
+/// Whether a node hears another one alive now.
+fn hears(node: NodeHandle) -> admit::Hears {
+    Arc::new(move |peer| {
+        let node = node.clone();
+        Box::pin(async move {
+            let Ok(status) = node.status().await else { return false };
+            status.peers.get(&peer).is_some_and(|peer| !peer.suspected && peer.silent <= peer.timeout)
+        })
+    })
 }
 
 /// The containers of this machine, unless something that they need is missing.
@@ -237,11 +359,16 @@ async fn open_containers(
     machine: &machine::Machine,
     id: NodeId,
     rows: &Rows,
+    devices: Option<&Arc<devices::Room>>,
 ) -> Result<Option<Arc<Containers>>, Failure> {
     match &machine.why_not {
-        None => Containers::open(config, machine, id, rows.clone()).await.map(Some),
+        None => Containers::open(config, machine, id, rows.clone(), devices.cloned()).await.map(Some),
         Some(_) if config.mode == Mode::Observe => {
             tracing::info!("this node observes: it takes part in membership, detection, links and events");
+            Ok(None)
+        }
+        Some(_) if config.mode == Mode::Witness => {
+            tracing::info!("this node is a witness: it votes and grants leases, and runs nothing");
             Ok(None)
         }
         Some(why) => {
@@ -251,16 +378,10 @@ async fn open_containers(
     }
 }
 
-fn parts(
-    identity: &Arc<Mutex<Option<Identity>>>,
-    membership: &Membership,
-    config: &Config,
-    embedded: &Embedded,
-    worker: worker::Worker,
-    watch: WatchParts,
-) -> Result<Parts, Failure> {
-    let guard = identity.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn parts(opened: &Opened, config: &Config, worker: worker::Worker) -> Result<Parts, Failure> {
+    let guard = opened.identity.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let identity = guard.as_ref().ok_or_else(|| Failure::new(Code::Internal, "the identity is gone"))?;
+    let watch = WatchParts { credentials: opened.credentials.clone(), services: opened.services.clone() };
     let boot = identity.salt().iter().fold(0u64, |sum, byte| sum.rotate_left(8) ^ u64::from(*byte)).max(1);
     let since_boot = Duration::from_nanos(datagram::now().as_nanos());
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -270,15 +391,18 @@ fn parts(
         boot,
         networks: Vec::new(),
         detect: config.detect.clone(),
+        probation: config.probation.clone(),
+        intent: if config.standby { Intent::Standby } else { Intent::Join },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_unix_ms: u64::try_from(unix.saturating_sub(since_boot).as_millis()).unwrap_or_default(),
     };
     Ok(Parts {
         settings,
         addresses: config.addresses(),
-        cluster: membership.cluster_id(),
-        keys: membership.cluster_keys.clone(),
+        cluster: opened.membership.cluster_id(),
+        keys: opened.keys.first_keys(),
         boot_salt: identity.salt(),
-        catalog: Arc::new(embedded.clone()),
+        catalog: opened.engine.catalog(),
         worker: Arc::new(worker),
         runtime: tokio::runtime::Handle::current(),
         watch: Some(watch),
@@ -347,15 +471,12 @@ fn learn_rows(rows: &Rows, own: NodeId, peers: &Peers, transport: &PeersTranspor
 
 /// Offers to others what needs the whole agent.
 fn offer(agent: &Arc<Agent>, services: &Services) {
-    catalog::offer_admission(services, &agent.embedded);
-    let node = agent.node.clone();
-    catalog::offer_greetings(services, &agent.rows, move |peer| {
-        let node = node.clone();
-        Box::pin(async move {
-            let Ok(status) = node.status().await else { return false };
-            status.peers.get(&peer).is_some_and(|peer| !peer.suspected && peer.silent <= peer.timeout)
-        })
-    });
+    if let Some(embedded) = agent.engine.embedded() {
+        catalog::offer_admission(services, embedded);
+    }
+    own_row::offer(services, &agent.rows);
+    catalog::offer_greetings(services, &agent.rows, Arc::clone(&agent.inviter.hears));
+    agent.keys.offer();
     holders::offer(services, &agent.memory);
     let inside = Arc::clone(agent);
     services.set_streams(move |accepted| listen::stream(Arc::clone(&inside), accepted));
@@ -364,55 +485,50 @@ fn offer(agent: &Arc<Agent>, services: &Services) {
 /// Starts what goes on beside the node: addresses, admission, this node's own row.
 fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own: NodeRow) {
     let (rows, peers, id) = (agent.rows.clone(), agent.peers.clone(), agent.id);
+    let keys = agent.keys.clone();
+    if let Some(room) = &agent.devices {
+        tokio::spawn(devices::follow(Arc::clone(room), agent.rows.clone()));
+    }
+    tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
+    tokio::spawn(Arc::clone(agent).tend_voters());
     tokio::spawn(async move {
         let mut watch =
             rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);
         loop {
             learn_rows(&rows, id, &peers, &transport);
+            if let Err(failure) = keys.remember_nodes(node_hints(&rows, id)).await {
+                tracing::warn!(%failure, "where the other nodes are is not remembered");
+            }
             if watch.next().await.is_err() {
                 return;
             }
         }
     });
     let mut hints = state.hints.clone();
-    for (row, _) in agent.rows.all_stale::<NodeRow>("node/") {
-        if row.id != agent.id && !hints.iter().any(|hint| hint.node == row.id.to_string()) {
-            hints.push(state::Hint {
-                node: row.id.to_string(),
-                engine_id: row.engine_id,
-                addresses: row.addresses.iter().map(|(_, address)| *address).collect(),
-            });
+    for hint in node_hints(&agent.rows, agent.id) {
+        if !hints.iter().any(|one| one.node == hint.node) {
+            hints.push(hint);
         }
     }
-    let addresses = agent.networks.iter().map(|(_, address)| address.to_string()).collect();
-    tokio::spawn(catalog::seek_admission(
-        agent.embedded.clone(),
-        agent.peers.clone(),
-        hints,
-        addresses,
-        agent.id,
-    ));
-    tokio::spawn(refresh_own_row(agent.rows.clone(), own));
+    if let Some(embedded) = agent.engine.embedded() {
+        let addresses = agent.networks.iter().map(|(_, address)| address.to_string()).collect();
+        let (embedded, peers) = (embedded.clone(), agent.peers.clone());
+        tokio::spawn(catalog::seek_admission(embedded, peers, hints, addresses, agent.id));
+    }
+    tokio::spawn(own_row::refresh(agent.rows.clone(), agent.peers.clone(), own));
 }
 
-/// Writes this node's row anew when what it says has changed since the last start.
-async fn refresh_own_row(rows: Rows, own: NodeRow) {
-    let key = Key::Node(own.id);
-    loop {
-        match rows.get::<NodeRow>(&key).await {
-            Ok(Some((row, _))) if row == own => return,
-            Ok(found) => {
-                let version = found.map_or(0, |(_, version)| version);
-                let Ok(value) = rows::encode(&own) else { return };
-                let txn = steadfast::catalog::Txn::compare_and_set(key.encode(), version, value);
-                if let Err(failure) = rows.commit(txn).await {
-                    tracing::debug!(%failure, "this node's row is not written yet");
-                }
-            }
-            Err(failure) => tracing::debug!(%failure, "this node's row can't be read yet"),
-        }
-        tokio::time::sleep(WAIT_PAUSE).await;
-    }
+/// Where the other nodes are, by this node's copy of the catalog.
+fn node_hints(rows: &Rows, own: NodeId) -> Vec<state::Hint> {
+    let others =
+        rows.all_stale::<NodeRow>("node/").into_iter().map(|(row, _)| row).filter(|row| row.id != own);
+    others
+        .map(|row| state::Hint {
+            node: row.id.to_string(),
+            engine_id: row.engine_id,
+            addresses: row.addresses.iter().map(|(_, address)| *address).collect(),
+        })
+        .collect()
 }
 
 /// Tells systemd, where there is one.

@@ -6,16 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use steadfast::catalog::{Catalog, CatalogStatus};
+use steadfast::catalog::{CatalogStatus, EngineKind};
 use steadfast::node::{Noticed, Unanswered};
-use steadfast_proto::catalog::{ClusterRow, ContainerRow, ContainerState, NodeRow, View, ViewReason};
+use steadfast_proto::catalog::{ContainerRow, ContainerState, NodeRow, View, ViewReason};
 use steadfast_proto::detect::{Opinion, Verdict};
 use steadfast_proto::ids::{NetworkId, NodeId};
 use steadfast_proto::node::{Event, Phase, Status};
 use steadfast_proto::wire::Why;
 
 use super::Agent;
-use super::holders;
+use super::duties;
+use super::{holders, survival};
 use crate::api::convert::{self, Names, node_name, now_unix_ms};
 use crate::api::link_words::Dictionary;
 use crate::api::{link_types, link_words, links, types};
@@ -40,7 +41,7 @@ impl Agent {
     /// How the cluster stands, from here.
     pub(crate) async fn shown_status(&self) -> Result<types::Status, Failure> {
         let status = self.status().await?;
-        let engine = self.embedded.status();
+        let engine = self.engine.status();
         let names: Names = status.nodes.iter().map(|(id, row)| (*id, row.name.clone())).collect();
         let Some(cluster) = &status.cluster else {
             return Err(Failure::new(
@@ -56,8 +57,9 @@ impl Agent {
         let mut datagrams: BTreeMap<String, u64> =
             counts.rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
         datagrams.extend([("opened".to_owned(), counts.opened), ("malformed".to_owned(), counts.malformed)]);
-        let heard = voters_heard(&status, &engine);
-        let quorum = engine.has_quorum && engine.leader.is_some() && heard > engine.voters.len() / 2;
+        let standing = survival::standing(&status, &engine, view);
+        let has_leader = engine.leader.is_some() || engine.engine == EngineKind::Etcd;
+        let quorum = engine.has_quorum && has_leader && standing.voters.spare().is_some();
         Ok(types::Status {
             cluster: types::Cluster {
                 id: cluster.id.to_string(),
@@ -70,8 +72,9 @@ impl Agent {
             incarnation: status.incarnation.0,
             quorum,
             leader: status.leader.map(|leader| node_name(&names, leader)),
+            catalog: self.shown_catalog(&engine),
             view: convert::view(view, &names),
-            survives: survives(heard, engine.voters.len(), grantors_heard(&status, view)),
+            survives: survival::survives(&standing, engine.engine, &status, &names),
             lease_left_ms: millis(status.lease_left),
             peers: self.peers_shown(&status, view, &names),
             containers: self.local_containers(&status),
@@ -80,6 +83,16 @@ impl Agent {
             warnings: self.warnings(&status, view, quorum, &engine),
             datagrams,
         })
+    }
+
+    /// Who keeps the catalog, and whether it answers.
+    fn shown_catalog(&self, engine: &CatalogStatus) -> types::CatalogState {
+        types::CatalogState {
+            engine: engine.engine.name().to_owned(),
+            reachable: engine.has_quorum,
+            endpoints: self.engine.etcd().map(|settings| settings.endpoints.clone()).unwrap_or_default(),
+            why: engine.failure.clone().or_else(|| engine.unreachable.clone()),
+        }
     }
 
     /// The verdicts that hold, and those by which nodes were removed that are not back; what failed first comes first.
@@ -137,7 +150,9 @@ impl Agent {
 
     fn warnings(&self, status: &Status, view: &View, quorum: bool, engine: &CatalogStatus) -> Vec<String> {
         let mut warnings = Vec::new();
-        if !quorum {
+        if let Some(why) = &engine.unreachable {
+            warnings.push(format!("etcd does not answer: nothing is started or moved until it does ({why})"));
+        } else if !quorum {
             warnings.push("there is no majority of the catalog's voters: nothing is started or moved, and containers freeze until it is back".to_owned());
         }
         if !status.lease_live {
@@ -269,11 +284,13 @@ pub(super) fn unanswered(why: Unanswered) -> Code {
 
 fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Node {
     let suspected = status.peers.get(&row.id).is_some_and(|peer| peer.suspected);
+    let probation = duties::probation(status, row.id).filter(|_| !view.is_some_and(|view| view.has(row.id)));
     let state = match view {
         Some(view) if view.has(row.id) && suspected => "suspected",
+        Some(view) if view.has(row.id) && status.draining.contains_key(&row.id) => "draining",
         Some(view) if view.has(row.id) => "member",
-        Some(view) if view.removed.contains_key(&row.id) => "removed",
-        Some(_) | None => "joining",
+        Some(view) => not_a_member(row.id, view, status, probation.as_ref()),
+        None => "joining",
     };
     let containers = status.containers.values().map(|(_, container)| container);
     types::Node {
@@ -293,49 +310,25 @@ fn shown_node(row: &NodeRow, status: &Status, view: Option<&View>) -> types::Nod
             .map(|container| container.spec.name.clone())
             .collect(),
         criu: row.criu.clone(),
+        probation,
     }
 }
 
-/// The voters that this node hears now, itself included: the engine alone believes in a leader that was cut off.
-fn voters_heard(status: &Status, engine: &CatalogStatus) -> usize {
-    let ids: BTreeMap<u64, NodeId> = status.nodes.values().map(|row| (row.engine_id, row.id)).collect();
-    let lease = status.cluster.as_ref().map_or(Duration::from_secs(1), ClusterRow::lease);
-    let is_heard = |id: &NodeId| {
-        let peer = status.peers.get(id);
-        *id == status.id || peer.is_some_and(|peer| !peer.suspected && peer.silent <= peer.timeout.max(lease))
-    };
-    engine.voters.keys().filter_map(|voter| ids.get(voter)).filter(|id| is_heard(id)).count()
-}
-
-/// How many of the grantors of leases are there, and how many there are.
-fn grantors_heard(status: &Status, view: &View) -> (usize, usize) {
-    let is_heard = |id: &&NodeId| {
-        **id == status.id || status.peers.get(*id).is_some_and(|peer| peer.silent <= peer.timeout)
-    };
-    (view.grantors.iter().filter(is_heard).count(), view.grantors.len())
-}
-
-/// What the cluster survives right now: how many of the voters, and of the grantors, that are there may fail.
-fn survives(live: usize, voters: usize, (granting, grantors): (usize, usize)) -> types::Survives {
-    let majority = voters / 2 + 1;
-    let spare = live.saturating_sub(majority).min(granting.saturating_sub(grantors / 2 + 1));
-    let spare = u32::try_from(spare).unwrap_or(u32::MAX);
-    let sentence = match (voters, live) {
-        (_, live) if live < majority => format!(
-            "nothing: {live} of {voters} voters are there, and {majority} are needed; containers are frozen until they are back"
-        ),
-        (1, _) => "no failure: there is one node; add two more for automatic recovery".to_owned(),
-        (2, _) => "no failure: of two nodes both are needed; a third gives automatic recovery".to_owned(),
-        _ if spare == 0 && grantors < voters => {
-            format!("no further failure yet: {grantors} of {voters} voters grant leases so far")
-        }
-        _ if spare == 0 => {
-            format!("no further failure: {live} of {voters} voters are there, and {majority} are needed")
-        }
-        _ if spare == 1 => format!("the loss of any one node ({live} of {voters} voters are there)"),
-        _ => format!("the loss of any {spare} nodes at once ({live} of {voters} voters are there)"),
-    };
-    types::Survives { nodes: spare, sentence }
+/// What a node is that is no member.
+fn not_a_member(
+    node: NodeId,
+    view: &View,
+    status: &Status,
+    probation: Option<&types::Probation>,
+) -> &'static str {
+    match probation {
+        Some(probation) if probation.eliminated.is_some() => "eliminated",
+        Some(probation) if probation.ready => "ready",
+        Some(_) => "probation",
+        None if status.draining.get(&node).is_some_and(|drain| drain.leave) => "left",
+        None if view.removed.contains_key(&node) => "removed",
+        None => "joining",
+    }
 }
 
 fn frozen_why(status: &Status) -> Option<String> {
@@ -432,6 +425,9 @@ fn installed(view: &View) -> (&'static str, Vec<NodeId>) {
         ViewReason::Admitted(node) => ("admitted", vec![*node]),
         ViewReason::Founded => ("founded", vec![view.proposer]),
         ViewReason::Grantor(node) => ("grantor", vec![*node]),
+        ViewReason::NoGrantor(node) => ("no_grantor", vec![*node]),
+        ViewReason::Replaced { old, new } => ("replaced", vec![*old, *new]),
+        ViewReason::Left(node) => ("left", vec![*node]),
     }
 }
 

@@ -32,9 +32,13 @@ impl Rows {
 
     /// A row and its version, if it is there.
     pub(crate) async fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<(T, u64)>, Failure> {
-        let key = key.encode();
-        let found = self.catalog.get(key.clone()).await.map_err(|error| catalog_failure(&error))?;
-        found.map(|versioned| decode(&key, &versioned)).transpose()
+        self.get_at(&key.encode()).await
+    }
+
+    /// As [`Rows::get`], for a row that the core does not know.
+    pub(crate) async fn get_at<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, Failure> {
+        let found = self.catalog.get(key.to_owned()).await.map_err(|error| catalog_failure(&error))?;
+        found.map(|versioned| decode(key, &versioned)).transpose()
     }
 
     /// All rows under a prefix with their keys and versions.
@@ -51,8 +55,12 @@ impl Rows {
 
     /// A row as this node has it; it may be old.
     pub(crate) fn get_stale<T: DeserializeOwned>(&self, key: &Key) -> Option<(T, u64)> {
-        let key = key.encode();
-        self.catalog.get_stale(&key).1.and_then(|versioned| decode(&key, &versioned).ok())
+        self.get_stale_at(&key.encode())
+    }
+
+    /// As [`Rows::get_stale`], for a row that the core does not know.
+    pub(crate) fn get_stale_at<T: DeserializeOwned>(&self, key: &str) -> Option<(T, u64)> {
+        self.catalog.get_stale(key).1.and_then(|versioned| decode(key, &versioned).ok())
     }
 
     /// Commits, or says what stood against it.
@@ -124,9 +132,11 @@ pub(crate) fn catalog_failure(error: &CatalogError) -> Failure {
             Code::NoQuorum,
             "this node has not been admitted to the catalog yet; is any other node running?",
         ),
+        CatalogError::Unreachable { .. } => Failure::new(Code::NoQuorum, error.to_string()),
         CatalogError::Closed { .. } => Failure::new(Code::DiskFailed, error.to_string()),
-        CatalogError::Invalid(_) | CatalogError::Full { .. } | CatalogError::Overloaded { .. } => {
-            Failure::new(Code::BadRequest, error.to_string())
-        }
+        CatalogError::Invalid(_)
+        | CatalogError::Full { .. }
+        | CatalogError::Overloaded { .. }
+        | CatalogError::Refused { .. } => Failure::new(Code::BadRequest, error.to_string()),
     }
 }

@@ -22,6 +22,12 @@ pub(crate) struct State {
     pub(crate) founder: Option<Founder>,
     /// Other nodes, to be asked for admission to the catalog.
     pub(crate) hints: Vec<Hint>,
+    /// The epoch of the cluster key with which this node's certificate was renewed last.
+    #[serde(default)]
+    pub(crate) certificate_epoch: u32,
+    /// The epoch of the cluster key that sealed when this node joined; 0 for the first.
+    #[serde(default)]
+    pub(crate) sealing_epoch: u32,
 }
 
 /// The settings of a new cluster.
@@ -50,6 +56,8 @@ impl State {
         let bounded = State {
             founder: self.founder.clone(),
             hints: self.hints.iter().take(HINTS_MAX).cloned().collect(),
+            certificate_epoch: self.certificate_epoch,
+            sealing_epoch: self.sealing_epoch,
         };
         serde_json::to_vec(&bounded).map_err(|error| {
             Failure::new(Code::Internal, format!("the agent's state can't be written: {error}"))

@@ -14,15 +14,19 @@ use steadfast_proto::catalog::{InviteRow, Key, NodeRow};
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
 use super::admit::Inviter;
+use super::engine::Engine;
 use super::join::JoinRequest;
 use super::rows::Rows;
 use super::state::{Founder, engine_id};
 use super::{catalog, rows};
 use crate::api::types::InviteRequest;
 use crate::codes::Code;
+use crate::config::catalog::CatalogConfig;
 
 const CLUSTER: ClusterId = ClusterId(7);
 const FOUNDER: NodeId = NodeId(1 << 90);
+/// The node that the inviter hears alive.
+const HEARD: NodeId = NodeId(77);
 
 /// A catalog of one node calls nobody.
 struct Nobody;
@@ -51,13 +55,14 @@ impl Cluster {
         };
         let embedded = Embedded::open(config).await.unwrap();
         let rows = Rows::new(Arc::new(embedded.clone()));
+        let engine = Engine::Embedded(embedded.clone());
         let founder = Founder { lease_ms: 1000, created_unix_ms: 1 };
         let cluster = (CLUSTER, "home");
-        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1))
+        catalog::found(&engine, &rows, &founder, cluster, row(FOUNDER, "alpha", 11), Incarnation(1))
             .await
             .unwrap();
         // Founding again, as after a crash, changes nothing.
-        catalog::found(&embedded, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2))
+        catalog::found(&engine, &rows, &founder, cluster, row(FOUNDER, "other", 12), Incarnation(2))
             .await
             .unwrap();
         let authority = Authority::create(CLUSTER).unwrap();
@@ -74,13 +79,19 @@ impl Cluster {
             extra: Vec::new(),
         };
         let networks = vec![("front".to_owned(), address(11))];
-        let inviter = Inviter { rows, membership, networks };
+        let inviter = Inviter {
+            rows,
+            membership: Arc::new(std::sync::RwLock::new(membership)),
+            networks,
+            catalog: CatalogConfig::Embedded,
+            hears: Arc::new(|node| Box::pin(async move { node == HEARD })),
+        };
         Cluster { _folder: folder, embedded, inviter }
     }
 
     async fn token(&self, name: &str) -> Token {
-        let request = InviteRequest { name: name.to_owned(), valid: None };
-        Token::decode(&self.inviter.invite(request).await.unwrap().token).unwrap()
+        let request = InviteRequest { name: name.to_owned(), valid: None, notify: None };
+        Token::decode(&self.inviter.invite(request).await.unwrap().token.unwrap()).unwrap()
     }
 
     async fn refusal(&self, request: JoinRequest) -> Code {
@@ -127,6 +138,8 @@ fn request(token: &Token, node: NodeId, fingerprint: &str, host: u8) -> JoinRequ
         memory_bytes: 1,
         criu: String::new(),
         processor: String::new(),
+        rebind: false,
+        etcd_prefix: None,
     }
 }
 
@@ -176,11 +189,18 @@ fn each_refusal_has_its_own_code_and_changes_nothing() {
         assert_eq!(cluster.refusal(other).await, Code::TokenUsed);
         let mut other = request(&token, NodeId(3), "machine-3", 13);
         other.temporary_id = "nobody".to_owned();
-        assert_eq!(cluster.refusal(other).await, Code::NotAllowed);
+        assert_eq!(cluster.refusal(other).await, Code::NotConfigured);
         let mut other = request(&token, NodeId(3), "machine-3", 13);
         other.networks = vec![("frnt".to_owned(), address(13))];
         assert_eq!(cluster.refusal(other).await, Code::ConfigInvalid);
-        assert_eq!(cluster.refusal(request(&token, NodeId(3), "machine-3", 12)).await, Code::ConfigInvalid);
+        assert_eq!(
+            cluster.refusal(request(&token, NodeId(3), "machine-3", 12)).await,
+            Code::IdentityConflict
+        );
+        let mut other = request(&token, NodeId(3), "machine-3", 13);
+        other.rebind = true;
+        other.networks.push(("front".to_owned(), address(13)));
+        assert_eq!(cluster.refusal(other).await, Code::ConfigInvalid);
         let mut other = request(&token, NodeId(3), "machine-3", 13);
         other.public_key.pop();
         assert!(cluster.inviter.answer(other).await.is_err());
@@ -204,6 +224,65 @@ fn of_two_nodes_that_race_for_one_token_exactly_one_wins() {
 }
 
 #[test]
+fn of_two_nodes_with_one_address_exactly_one_gets_in_and_the_other_is_told_whose_it_is() {
+    run(async |cluster| {
+        let tokens = [cluster.token("beta").await, cluster.token("gamma").await];
+        let joins = [(NodeId(2), &tokens[0]), (NodeId(3), &tokens[1])]
+            .map(|(node, token)| cluster.inviter.answer(request(token, node, "machine", 12)));
+        let outcomes = futures_util::future::join_all(joins).await;
+        let refused: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert_eq!(refused.iter().map(|failure| failure.code).collect::<Vec<_>>(), [Code::IdentityConflict]);
+        assert!(
+            refused[0].message.contains("beta") || refused[0].message.contains("gamma"),
+            "{}",
+            refused[0]
+        );
+        let nodes: Vec<(NodeRow, u64)> = cluster.inviter.rows.all("node/").await.unwrap();
+        assert_eq!(nodes.len(), 2);
+    });
+}
+
+#[test]
+fn a_known_identity_takes_a_new_name_only_when_asked_to_and_while_nobody_runs_under_it() {
+    run(async |cluster| {
+        for (node, name, host) in [(NodeId(2), "beta", 12), (HEARD, "delta", 14)] {
+            let token = cluster.token(name).await;
+            cluster.inviter.answer(request(&token, node, "machine", host)).await.unwrap();
+        }
+        let token = cluster.token("gamma").await;
+        assert_eq!(cluster.refusal(request(&token, NodeId(2), "machine", 12)).await, Code::AlreadyMember);
+        let rebind = |node, host| JoinRequest { rebind: true, ..request(&token, node, "machine", host) };
+        assert_eq!(cluster.refusal(rebind(HEARD, 14)).await, Code::IdentityCloned);
+        let reply = cluster.inviter.answer(rebind(NodeId(2), 15)).await.unwrap();
+        assert_eq!(reply.node_name, "gamma");
+        let nodes: Vec<(NodeRow, u64)> = cluster.inviter.rows.all("node/").await.unwrap();
+        let known: Vec<_> = nodes.iter().filter(|(row, _)| row.id == NodeId(2)).collect();
+        assert_eq!(known.len(), 1, "a uuid has one row for ever");
+        assert_eq!((known[0].0.name.as_str(), known[0].0.addresses[0].1), ("gamma", address(15)));
+        // The address that it left is free again.
+        let token = cluster.token("beta").await;
+        cluster.inviter.answer(request(&token, NodeId(5), "machine-5", 12)).await.unwrap();
+    });
+}
+
+#[test]
+fn an_invitation_that_is_renewed_keeps_its_token() {
+    run(async |cluster| {
+        let token = cluster.token("beta").await;
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let notify = Some(socket.local_addr().unwrap().to_string());
+        let again = InviteRequest { name: "beta".to_owned(), valid: Some("2h".to_owned()), notify };
+        assert_eq!(cluster.inviter.invite(again.clone()).await.unwrap().token, None);
+        let mut notice = [0; 64];
+        let length = socket.recv(&mut notice).unwrap();
+        assert_eq!(super::notice::decode(&notice[..length]), Some(CLUSTER));
+        cluster.inviter.answer(request(&token, NodeId(2), "machine-2", 12)).await.unwrap();
+        let wrong = InviteRequest { notify: Some("beta".to_owned()), name: "gamma".to_owned(), ..again };
+        assert_eq!(cluster.inviter.invite(wrong).await.unwrap_err().code, Code::BadRequest);
+    });
+}
+
+#[test]
 fn an_expired_invitation_and_a_wrong_name_are_refused() {
     run(async |cluster| {
         let token = cluster.token("beta").await;
@@ -214,7 +293,8 @@ fn an_expired_invitation_and_a_wrong_name_are_refused() {
         cluster.inviter.rows.commit(txn).await.unwrap();
         assert_eq!(cluster.refusal(request(&token, NodeId(2), "machine-2", 12)).await, Code::TokenExpired);
         let invite = |name: &str, valid: &str| {
-            cluster.inviter.invite(InviteRequest { name: name.to_owned(), valid: Some(valid.to_owned()) })
+            let (name, valid) = (name.to_owned(), Some(valid.to_owned()));
+            cluster.inviter.invite(InviteRequest { name, valid, notify: None })
         };
         assert_eq!(invite("Beta", "1h").await.unwrap_err().code, Code::NameInvalid);
         assert_eq!(invite("alpha", "1h").await.unwrap_err().code, Code::NameTaken);

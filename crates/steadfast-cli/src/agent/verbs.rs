@@ -45,9 +45,9 @@ impl Agent {
             self.check_can_run(&node, &status)?;
             spec.nodes = BTreeSet::from([node.id]);
         }
-        let candidates = candidates(&status);
+        let candidates = self.candidates(&status, &spec).await?;
         let Some(owner) = placement::start_on(&spec, &candidates) else {
-            return Err(no_node(&candidates));
+            return Err(no_node(&spec, &candidates));
         };
         // The node asked for is where it starts; later it may go anywhere.
         spec.nodes = BTreeSet::new();
@@ -67,6 +67,16 @@ impl Agent {
             return Err(name_taken(&row.spec.name));
         }
         Ok(self.shown(&row, reply.revision))
+    }
+
+    /// The members that are well, with the devices that `spec` may ask for.
+    async fn candidates(&self, status: &Status, spec: &ContainerSpec) -> Result<Vec<Candidate>, Failure> {
+        let mut located = self.located_for(spec).await?;
+        let seeing = |candidate: Candidate| {
+            let devices = located.remove(&candidate.node).unwrap_or_default();
+            candidate.seeing(Arc::new(devices))
+        };
+        Ok(candidates(status).into_iter().map(seeing).collect())
     }
 
     async fn refuse_taken(&self, spec: &ContainerSpec) -> Result<(), Failure> {
@@ -177,7 +187,7 @@ impl Agent {
             self.end_now(name).await?;
         }
         let status = self.status().await?;
-        let candidates: Vec<Candidate> = candidates(&status)
+        let candidates: Vec<Candidate> = (self.candidates(&status, &row.spec).await?)
             .into_iter()
             .filter(|candidate| wanted.is_none_or(|wanted| candidate.node == wanted))
             .collect();
@@ -198,7 +208,8 @@ impl Agent {
                 tried: BTreeSet::new(),
                 ..row.clone()
             };
-            let owner = placement::recover_on(&next, &candidates).ok_or_else(|| no_node(&candidates))?;
+            let owner =
+                placement::recover_on(&next, &candidates).ok_or_else(|| no_node(&next.spec, &candidates))?;
             Ok(ContainerRow { owner, ..next })
         })
         .await
@@ -390,7 +401,12 @@ fn check_checkpoint(row: &ContainerRow, number: Option<u64>) -> Result<u64, Fail
     }
 }
 
-fn no_node(candidates: &[Candidate]) -> Failure {
+fn no_node(spec: &ContainerSpec, candidates: &[Candidate]) -> Failure {
+    let asked = |candidate: &&Candidate| spec.nodes.is_empty() || spec.nodes.contains(&candidate.node);
+    let asked: Vec<&Candidate> = candidates.iter().filter(asked).collect();
+    if !asked.is_empty() && !asked.iter().any(|candidate| candidate.meets(spec)) {
+        return Failure::new(Code::NoEligibleNode, unmet(spec, &asked));
+    }
     let able = candidates.iter().filter(|candidate| !candidate.criu.is_empty()).count();
     let message = match (candidates.len(), able) {
         (0, _) => "no member is well just now; `steadfast status` shows who is missing".to_owned(),
@@ -400,6 +416,26 @@ fn no_node(candidates: &[Candidate]) -> Failure {
         ),
     };
     Failure::new(Code::NoEligibleNode, message)
+}
+
+/// Why none of these nodes has what a container requires.
+fn unmet(spec: &ContainerSpec, candidates: &[&Candidate]) -> String {
+    let in_domain = |candidate: &&&Candidate| {
+        spec.require.domain.as_ref().is_none_or(|domain| candidate.domain.contains(domain))
+    };
+    let there: Vec<&&Candidate> = candidates.iter().filter(in_domain).collect();
+    if let (Some(domain), true) = (&spec.require.domain, there.is_empty()) {
+        return format!(
+            "no member that is well and may run it is in the failure domain {domain}; `steadfast nodes` shows the domains"
+        );
+    }
+    let sees = |device: &str| there.iter().any(|candidate| candidate.devices.contains(device));
+    match spec.require.devices.iter().find(|device| !sees(device)) {
+        Some(device) => format!(
+            "no member that is well and may run it surely sees the device {device}; `steadfast device list` shows who sees it, and whether that is one device"
+        ),
+        None => "no member that is well and may run it sees all the devices that it asks for".to_owned(),
+    }
 }
 
 fn name_taken(name: &str) -> Failure {

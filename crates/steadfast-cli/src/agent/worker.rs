@@ -6,7 +6,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast::catalog::{Catalog, Embedded};
 use steadfast::identity::Identity;
 use steadfast::node::Report;
 use steadfast_container::verify_host_files;
@@ -16,6 +15,7 @@ use steadfast_proto::node::{Job, Outcome};
 use tokio::task::spawn_blocking;
 
 use super::containers::{Containers, lock, remove_folder};
+use super::engine::Engine;
 use super::logs;
 use super::machine::Machine;
 use super::memory::{Memory, Meta};
@@ -30,7 +30,7 @@ const DESTROY_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Worker {
     pub(crate) containers: Option<Arc<Containers>>,
     pub(crate) memory: Memory,
-    pub(crate) embedded: Embedded,
+    pub(crate) engine: Engine,
     pub(crate) identity: Arc<Mutex<Option<Identity>>>,
     pub(crate) rows: Rows,
     pub(crate) machine: Machine,
@@ -47,6 +47,7 @@ impl steadfast::node::Worker for Worker {
             | Job::Start(_)
             | Job::Restore(_)
             | Job::Checkpoint { .. }
+            | Job::Release { .. }
             | Job::Stop { .. }
             | Job::Destroy { .. } => match &self.containers {
                 Some(containers) => self.run_in(containers, job, report),
@@ -68,8 +69,12 @@ impl Worker {
                 let (containers, memory) = (Arc::clone(containers), self.memory.clone());
                 self.runtime.spawn(restore(containers, memory, *row, report));
             }
-            Job::Checkpoint { row, number, holders } => {
-                self.checkpoint(containers, *row, number, holders, report)
+            Job::Checkpoint { row, number, holders, hold } => {
+                self.checkpoint(containers, (*row, number, hold), holders, report)
+            }
+            Job::Release { container, epoch } => {
+                let containers = Arc::clone(containers);
+                self.runtime.spawn_blocking(move || containers.release(container, epoch));
             }
             Job::Stop { container, epoch, grace } => {
                 let containers = Arc::clone(containers);
@@ -89,8 +94,7 @@ impl Worker {
     fn checkpoint(
         &self,
         containers: &Arc<Containers>,
-        row: ContainerRow,
-        number: u64,
+        (row, number, hold): (ContainerRow, u64, bool),
         holders: Vec<NodeId>,
         report: Report,
     ) {
@@ -100,6 +104,7 @@ impl Worker {
             criu: self.machine.criu.clone(),
             processor: self.machine.processor.clone(),
             revision: self.rows.catalog().range_stale("container/").revision,
+            hold,
         };
         self.runtime.spawn(async move {
             let outcome = match taking.take(&row, number, holders).await {
@@ -145,9 +150,8 @@ impl Worker {
     }
 
     fn campaign(&self) {
-        let Some(dead) = self.embedded.leader() else { return };
-        let embedded = self.embedded.clone();
-        self.runtime.spawn(async move { embedded.campaign(dead).await });
+        let engine = self.engine.clone();
+        self.runtime.spawn(async move { engine.campaign().await });
     }
 }
 
@@ -158,7 +162,7 @@ fn refuse(job: Job, report: Report) {
             report.done(Outcome::Failed("this node runs no containers".to_owned()))
         }
         Job::Stop { .. } | Job::Destroy { .. } => report.done(Outcome::Finished),
-        Job::Renew { .. } | Job::Collect | Job::Campaign | Job::Renumber => {}
+        Job::Renew { .. } | Job::Release { .. } | Job::Collect | Job::Campaign | Job::Renumber => {}
     }
 }
 
@@ -201,6 +205,7 @@ struct Taking {
     criu: String,
     processor: String,
     revision: u64,
+    hold: bool,
 }
 
 impl Taking {
@@ -219,12 +224,12 @@ impl Taking {
         let container = self.containers.handle(row.id).ok_or("it does not run on this node")?;
         let image = Image(self.containers.image_folder(row.id, row.epoch, "checkpoint"));
         let taken_unix_ms = now_unix_ms();
-        let (folder, first) = (image.0.clone(), row.latest.is_none());
+        let (folder, first, hold) = (image.0.clone(), row.latest.is_none(), self.hold);
         let capture = spawn_blocking(move || {
             if first {
                 check_first(&container)?;
             }
-            container.checkpoint(&folder).map_err(|error| error.to_string())
+            container.checkpoint(&folder, hold).map_err(|error| error.to_string())
         });
         let capture = capture.await.map_err(|error| error.to_string())??;
         let meta = Meta { host_files: capture.host_files };

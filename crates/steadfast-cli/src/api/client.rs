@@ -23,7 +23,7 @@ use crate::codes::Code;
 use crate::failure::Failure;
 
 /// The largest answer that is read into memory, in bytes.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// The longest event of a followed stream, in bytes.
 const EVENT_BYTES_MAX: usize = 4 << 20;
 
@@ -50,6 +50,11 @@ impl Client {
     /// Reads.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         decode(self.send(Method::GET, path, None).await?).await
+    }
+
+    /// Reads what is not JSON.
+    pub async fn get_bytes(&self, path: &str) -> Result<Bytes, Failure> {
+        collect(self.send(Method::GET, path, None).await?).await
     }
 
     /// Asks for something to be done.

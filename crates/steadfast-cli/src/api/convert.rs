@@ -2,16 +2,16 @@
 //!
 //! The one place that knows both. It decides words (`running`, `under-protected`), never what is allowed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use steadfast_proto::catalog::{
     CheckpointRef, ContainerRow, ContainerSpec, ContainerState, Desired, Exit, Restart, Root, View,
-    ViewReason,
+    ViewReason, ViewRecord,
 };
 use steadfast_proto::ids::NodeId;
 
-use super::types;
+use super::{link_words, types, view_types};
 use crate::codes::Code;
 use crate::config::source::{Given, Problems};
 use crate::failure::Failure;
@@ -117,20 +117,70 @@ pub fn view(view: &View, names: &Names) -> types::View {
         id: view.id.0,
         members: view.members.keys().map(|member| node_name(names, *member)).collect(),
         proposer: node_name(names, view.proposer),
-        reason: view_reason(&view.reason, names),
+        reason: view_reason(&view.reason, names, |_| None),
     }
 }
 
-fn view_reason(reason: &ViewReason, names: &Names) -> String {
+/// A view as it is kept, as the API shows it.
+pub fn view_record(record: &ViewRecord, names: &Names) -> view_types::ViewRecord {
+    let view = &record.view;
+    let changed = |node: NodeId, accusers: &BTreeSet<NodeId>| view_types::ChangedNode {
+        node: node_name(names, node),
+        incarnation: view.members.get(&node).map(|incarnation| incarnation.0),
+        class: record.verdicts.get(&node).map(|class| link_words::class(*class).to_owned()),
+        accusers: accusers.iter().map(|accuser| node_name(names, *accuser)).collect(),
+    };
+    let (change, nodes) = match &view.reason {
+        ViewReason::Founded => ("founded", vec![changed(view.proposer, &BTreeSet::new())]),
+        ViewReason::Admitted(node) => ("admitted", vec![changed(*node, &BTreeSet::new())]),
+        ViewReason::Grantor(node) => ("grantor", vec![changed(*node, &BTreeSet::new())]),
+        ViewReason::NoGrantor(node) => ("no_grantor", vec![changed(*node, &BTreeSet::new())]),
+        ViewReason::Replaced { old, new } => {
+            ("replaced", [old, new].map(|node| changed(*node, &BTreeSet::new())).into())
+        }
+        ViewReason::Left(node) => ("left", vec![changed(*node, &BTreeSet::new())]),
+        ViewReason::Removed(removed) => {
+            ("removed", removed.iter().map(|(node, accusers)| changed(*node, accusers)).collect())
+        }
+    };
+    let found = |node: &NodeId| record.verdicts.get(node).map(|class| link_words::words(*class));
+    let members = view.members.iter().map(|(node, incarnation)| view_types::Member {
+        node: node_name(names, *node),
+        incarnation: incarnation.0,
+    });
+    view_types::ViewRecord {
+        id: view.id.0,
+        members: members.collect(),
+        grantors: view.grantors.iter().map(|grantor| node_name(names, *grantor)).collect(),
+        change: change.to_owned(),
+        nodes,
+        proposer: node_name(names, view.proposer),
+        reason: view_reason(&view.reason, names, found),
+        proposed_unix_ms: record.proposed_unix_ms,
+    }
+}
+
+/// Why a view was proposed, in words; `found` says what a removed node was found to be, where that is known.
+fn view_reason(
+    reason: &ViewReason,
+    names: &Names,
+    found: impl Fn(&NodeId) -> Option<&'static str>,
+) -> String {
     match reason {
         ViewReason::Founded => "the cluster was made".to_owned(),
         ViewReason::Admitted(node) => format!("{} was admitted", node_name(names, *node)),
         ViewReason::Grantor(node) => format!("{} became a grantor of leases", node_name(names, *node)),
+        ViewReason::NoGrantor(node) => format!("{} grants leases no longer", node_name(names, *node)),
+        ViewReason::Replaced { old, new } => {
+            format!("{} took the place of {}", node_name(names, *new), node_name(names, *old))
+        }
+        ViewReason::Left(node) => format!("{} left", node_name(names, *node)),
         ViewReason::Removed(removed) => {
             let each = removed.iter().map(|(node, accusers)| {
                 let accusers: Vec<String> =
                     accusers.iter().map(|accuser| node_name(names, *accuser)).collect();
-                format!("{} was removed, accused by {}", node_name(names, *node), accusers.join(", "))
+                let class = found(node).map(|class| format!(" ({class})")).unwrap_or_default();
+                format!("{} was removed{class}, accused by {}", node_name(names, *node), accusers.join(", "))
             });
             each.collect::<Vec<_>>().join("; ")
         }
@@ -158,6 +208,8 @@ pub fn spec(spec: &ContainerSpec) -> types::Spec {
         }),
         volumes: volumes.collect(),
         address: spec.address.clone(),
+        require_domain: spec.require.domain.clone(),
+        require_devices: spec.require.devices.iter().cloned().collect(),
         memory: spec.memory_bytes_max.map(|bytes| format!("{bytes}B")),
         cpu: spec.cpu_milli_max.map(|milli| (f64::from(milli) / 1000.0).to_string()),
         every: Some(every.unwrap_or_else(|| "never".to_owned()).replace(' ', "")),
@@ -190,6 +242,8 @@ pub fn checked_spec(spec: types::Spec) -> Result<ContainerSpec, Failure> {
         restart: given("spec.restart", spec.restart),
         address: given("spec.address", spec.address),
         volumes: each("spec.volumes", spec.volumes),
+        require_domain: given("spec.require_domain", spec.require_domain),
+        require_devices: each("spec.require_devices", spec.require_devices),
         user: given("spec.user", spec.user),
         working_directory: given("spec.working_directory", spec.working_directory),
         environment: pairs.collect(),

@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 
 use super::client::{Client, segment};
 use super::link_types::{LinkReport, VerdictReport};
+use super::view_types::ViewRecord;
 use crate::codes::Code;
 use crate::failure::Failure;
 
@@ -64,6 +65,12 @@ impl Generation for LinkReport {
 impl Generation for VerdictReport {
     fn generation(&self) -> u64 {
         self.generation
+    }
+}
+
+impl Generation for ViewRecord {
+    fn generation(&self) -> u64 {
+        self.id
     }
 }
 
@@ -124,6 +131,19 @@ impl Client {
     /// Follows verdicts: first those that hold, then what changes, over broken connections.
     pub fn follow_verdicts(&self) -> impl Stream<Item = Result<VerdictReport, Failure>> + use<> {
         self.follow_on("/v1/verdicts/events", Vec::new())
+    }
+
+    /// The newest `limit` views that are kept, oldest first.
+    ///
+    /// # Errors
+    /// The agent can't be reached.
+    pub async fn views(&self, limit: u32) -> Result<Vec<ViewRecord>, Failure> {
+        self.get(&path("/v1/views", &[("limit", limit.to_string())])).await
+    }
+
+    /// Follows the views: first the newest `limit`, then each that is committed, over broken connections.
+    pub fn follow_views(&self, limit: u32) -> impl Stream<Item = Result<ViewRecord, Failure>> + use<> {
+        self.follow_on("/v1/views/events", vec![("limit", limit.to_string())])
     }
 
     fn follow_on<T>(

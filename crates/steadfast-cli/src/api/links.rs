@@ -282,7 +282,7 @@ fn wait_of(text: Option<&str>) -> Result<Duration, Failure> {
         .map_err(|message| Failure::new(Code::BadRequest, format!("wait: {message}")))
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
     let Some(value) = headers.get("last-event-id") else { return Ok(None) };
     let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     number.map(Some).ok_or_else(|| {
@@ -300,12 +300,12 @@ fn json<T: Serialize>(value: &T) -> Answer {
     Ok(axum::Json(value).into_response())
 }
 
-fn event<T: Serialize>(generation: u64, value: &T) -> Result<Event, Infallible> {
+pub(super) fn event<T: Serialize>(generation: u64, value: &T) -> Result<Event, Infallible> {
     let data = serde_json::to_string(value).unwrap_or_default();
     Ok(Event::default().id(generation.to_string()).data(data))
 }
 
-fn sse(stream: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
+pub(super) fn sse(stream: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
     Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
 }
 

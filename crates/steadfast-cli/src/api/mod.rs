@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod convert;
+pub mod device_types;
+pub mod devices;
 pub mod frames;
 pub mod link_client;
 pub mod link_types;
@@ -14,3 +16,5 @@ pub mod openapi;
 pub mod proxy;
 pub mod server;
 pub mod types;
+pub mod view_types;
+pub mod views;

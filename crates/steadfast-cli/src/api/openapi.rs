@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{link_types, types};
+use super::{device_types, link_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,8 @@ pub enum Answer {
     Many(&'static str),
     /// Server-sent events, one value each.
     Events(&'static str),
+    /// Bytes for a file.
+    File,
     /// Another protocol on the same connection.
     Upgrade,
 }
@@ -69,7 +71,57 @@ pub const OPERATIONS: &[Operation] = &[
             Answer::Events("VerdictReport"),
         )
     },
+    Operation {
+        query: &["limit", "since"],
+        ..get("/v1/views", "The views that are kept, oldest first", Answer::Many("ViewRecord"))
+    },
+    Operation {
+        query: &["limit", "since"],
+        ..get("/v1/views/events", "Each view as it is committed", Answer::Events("ViewRecord"))
+    },
+    get("/v1/catalog/backup", "The catalog as of now, as the bytes of a backup", Answer::File),
+    get("/v1/devices", "Every block device that has a name or is seen", Answer::One("DeviceReport")),
+    post("/v1/devices/name", "Give a device a name", "NameDevice", Answer::One("Device")),
+    post("/v1/devices/rename", "Give a device another name", "RenameDevice", Answer::One("Device")),
+    post("/v1/devices/unname", "Take a device's name away for good", "UnnameDevice", Answer::One("Device")),
     post("/v1/invites", "Make a one-time token for one new node", "InviteRequest", Answer::One("Invitation")),
+    get("/v1/keys", "How the cluster's keys and this node's certificate stand", Answer::One("KeyStatus")),
+    Operation {
+        method: "post",
+        ..get(
+            "/v1/keys/rotate",
+            "Rotate keys and certificates; answers when it is done",
+            Answer::One("KeyStatus"),
+        )
+    },
+    Operation {
+        method: "post",
+        ..get(
+            "/v1/nodes/{name}/revoke",
+            "Remove a node that is no member for good, and revoke its certificates",
+            Answer::One("KeyStatus"),
+        )
+    },
+    post(
+        "/v1/nodes/{name}/replace",
+        "Have a candidate take a node's place in one view; answers when it has",
+        "ReplaceRequest",
+        Answer::One("Changed"),
+    ),
+    post(
+        "/v1/nodes/{name}/drain",
+        "Have a node hand its containers over, or take that back; answers when it has none left",
+        "DrainRequest",
+        Answer::One("Changed"),
+    ),
+    Operation {
+        method: "post",
+        ..get(
+            "/v1/nodes/{name}/leave",
+            "Have a node hand its duties over and leave; answers when it is no member any more",
+            Answer::One("Changed"),
+        )
+    },
     get("/v1/containers", "Every container", Answer::Many("Container")),
     post(
         "/v1/containers",
@@ -214,6 +266,10 @@ fn answered(answer: Answer) -> (&'static str, utoipa::openapi::Response) {
                     .build(),
             )
         }
+        Answer::File => {
+            let content = ContentBuilder::new().build();
+            ("200", response.description("done").content("application/octet-stream", content).build())
+        }
         Answer::Upgrade => {
             ("101", response.description("the connection carries the framed stream from here on").build())
         }
@@ -225,16 +281,29 @@ fn components() -> utoipa::openapi::Components {
         components.schema(T::name(), T::schema())
     }
     let components = ComponentsBuilder::new();
-    let components = add::<types::ErrorBody>(add::<types::Status>(add::<types::Cluster>(components)));
-    let components = add::<types::View>(add::<types::Survives>(add::<types::Peer>(components)));
+    let components = add::<types::ErrorBody>(add::<types::Status>(add::<types::Cluster>(add::<
+        types::CatalogState,
+    >(components))));
+    let components = add::<types::View>(add::<view_types::Survives>(add::<types::Peer>(components)));
     let components = add::<types::Heard>(add::<types::LocalContainer>(add::<types::Happening>(components)));
     let components = add::<types::Node>(add::<types::Spec>(add::<types::RunRequest>(components)));
     let components = add::<types::Container>(add::<types::Checkpoint>(add::<types::Copy>(components)));
     let components =
         add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
-    let components = add::<types::Invitation>(add::<types::LogLine>(add::<types::ExecRequest>(components)));
+    let components = add::<types::Invitation>(add::<types::KeyStatus>(components));
+    let components = add::<types::Changed>(add::<types::Probation>(components));
+    let components = add::<types::Evidence>(add::<types::Eliminated>(components));
+    let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
+    let components = add::<types::LogLine>(add::<types::ExecRequest>(components));
+    let components = add::<device_types::DeviceReport>(add::<device_types::Device>(components));
+    let components = add::<device_types::DeviceOnNode>(add::<device_types::DevicesHere>(components));
+    let components = add::<device_types::Unidentified>(add::<device_types::Waiting>(components));
+    let components = add::<device_types::NameDevice>(add::<device_types::RenameDevice>(components));
+    let components = add::<device_types::UnnameDevice>(components);
     let components = add::<link_types::LinkReport>(add::<link_types::Link>(components));
     let components = add::<link_types::General>(add::<link_types::VerdictReport>(components));
+    let components = add::<view_types::ViewRecord>(add::<view_types::Member>(components));
+    let components = add::<view_types::ChangedNode>(add::<view_types::SurvivesDomain>(components));
     let components = add::<link_types::Verdict>(add::<link_types::Evidence>(components));
     add::<types::Done>(components).build()
 }
@@ -249,7 +318,7 @@ mod tests {
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for operation in OPERATIONS {
             let answer = match operation.answer {
-                Answer::One("Object") | Answer::Upgrade => None,
+                Answer::One("Object") | Answer::File | Answer::Upgrade => None,
                 Answer::One(name) | Answer::Many(name) | Answer::Events(name) => Some(name),
             };
             for name in answer.into_iter().chain(operation.body) {

@@ -4,7 +4,7 @@
 //! can carry out is passed on to that node's agent ([`super::proxy`]). It decides nothing itself.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::{Path, Query, Request, State};
@@ -18,8 +18,11 @@ use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{ErrorBody, ExecRequest, InviteRequest, RestoreRequest, RunRequest, StopRequest};
-use super::{links, proxy};
+use super::types::{
+    DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
+    StopRequest,
+};
+use super::{devices, links, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -39,7 +42,20 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/links/events", get(links::links_events))
         .route("/v1/verdicts", get(links::verdicts))
         .route("/v1/verdicts/events", get(links::verdicts_events))
+        .route("/v1/views", get(views::views))
+        .route("/v1/views/events", get(views::views_events))
+        .route("/v1/catalog/backup", get(catalog_backup))
+        .route("/v1/devices", get(devices::devices))
+        .route("/v1/devices/name", post(devices::name))
+        .route("/v1/devices/rename", post(devices::rename))
+        .route("/v1/devices/unname", post(devices::unname))
         .route("/v1/invites", post(invite))
+        .route("/v1/keys", get(keys))
+        .route("/v1/keys/rotate", post(rotate_keys))
+        .route("/v1/nodes/{name}/revoke", post(revoke_node))
+        .route("/v1/nodes/{name}/replace", post(replace_node))
+        .route("/v1/nodes/{name}/drain", post(drain_node))
+        .route("/v1/nodes/{name}/leave", post(leave_node))
         .route("/v1/containers", get(containers).post(run))
         .route("/v1/containers/{name}", get(container).delete(remove))
         .route("/v1/containers/{name}/changes", get(changes))
@@ -68,11 +84,11 @@ async fn refuse_if_observing(State(agent): Shared, request: Request, next: Next)
 }
 
 /// The API of an agent that waits for `init` or `join`.
-pub fn waiting_router(data: String) -> Router {
+pub fn waiting_router(data: String, why: Arc<Mutex<Option<String>>>) -> Router {
     let refuse = move || {
-        let message = format!(
-            "this node belongs to no cluster yet: run `steadfast init NAME` or `steadfast join TOKEN` (data folder {data})"
-        );
+        let why = why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = why.unwrap_or_else(|| "run `steadfast init NAME` or `steadfast join TOKEN`".to_owned());
+        let message = format!("this node belongs to no cluster yet: {why} (data folder {data})");
         async move { Failure::new(Code::NotConfigured, message).into_response() }
     };
     Router::new().route("/v1/openapi.json", get(openapi)).fallback(refuse)
@@ -92,7 +108,7 @@ fn json<T: Serialize>(value: &T) -> Answer {
 }
 
 /// Reads a JSON body; what is wrong with it is said by field.
-async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
     let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
     let bytes = bytes.map_err(|error| {
         Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible"))
@@ -115,9 +131,40 @@ async fn nodes(State(agent): Shared) -> Answer {
     json(&agent.shown_nodes().await?)
 }
 
+async fn catalog_backup(State(agent): Shared) -> Answer {
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, agent.backup_catalog().await?).into_response())
+}
+
 async fn invite(State(agent): Shared, request: Request) -> Answer {
     let request: InviteRequest = body(request).await?;
     json(&agent.inviter.invite(request).await?)
+}
+
+async fn keys(State(agent): Shared) -> Answer {
+    json(&agent.keys.shown())
+}
+
+async fn rotate_keys(State(agent): Shared) -> Answer {
+    json(&agent.rotate_keys().await?)
+}
+
+async fn revoke_node(State(agent): Shared, Path(name): Path<String>) -> Answer {
+    json(&agent.revoke_node(&name).await?)
+}
+
+async fn replace_node(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let request: ReplaceRequest = body(request).await?;
+    json(&agent.replace_node(&name, &request.by).await?)
+}
+
+async fn drain_node(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+    let request: DrainRequest = body(request).await?;
+    json(&agent.drain_node(&name, request.undo).await?)
+}
+
+async fn leave_node(State(agent): Shared, Path(name): Path<String>) -> Answer {
+    json(&agent.leave_node(&name).await?)
 }
 
 async fn containers(State(agent): Shared) -> Answer {
@@ -238,6 +285,8 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/nodes",
         "/v1/links",
         "/v1/verdicts",
+        "/v1/views",
+        "/v1/devices",
         "/v1/invites",
         "/v1/containers",
         "/v1/checkpoints",
@@ -301,6 +350,7 @@ pub fn read_queries(target: &str) {
     let _ = read_query::<RemoveQuery>(&uri);
     let _ = read_query::<LogsQuery>(&uri);
     links::read_queries(target);
+    views::read_queries(target);
 }
 
 #[cfg(test)]
@@ -330,7 +380,7 @@ mod tests {
     #[test]
     fn a_waiting_agent_refuses_with_what_to_run() {
         let answer = crate::commands::block_on(async {
-            let router = waiting_router("/var/lib/steadfast".to_owned());
+            let router = waiting_router("/var/lib/steadfast".to_owned(), Arc::default());
             let folder = tempfile::tempdir().unwrap();
             let socket = folder.path().join("s");
             let listener = tokio::net::UnixListener::bind(&socket).unwrap();

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::link_types::Verdict;
+use super::view_types::Survives;
 
 /// Why a request was refused; the body of every answer that is not a success.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -37,8 +38,10 @@ pub struct Status {
     pub incarnation: u64,
     /// Whether a majority of the catalog's voters can be reached.
     pub quorum: bool,
-    /// The catalog's leader, if one is known here.
+    /// The catalog's leader, if one is known here; with etcd that is no node's.
     pub leader: Option<String>,
+    /// Who keeps the catalog.
+    pub catalog: CatalogState,
     /// The agreed list of members.
     pub view: View,
     /// What failure the cluster survives right now.
@@ -56,6 +59,19 @@ pub struct Status {
     /// What became of the datagrams that reached this node's heartbeat sockets, by reason: `opened`, `malformed`, or
     /// why one was rejected before anything behind its seal was read.
     pub datagrams: BTreeMap<String, u64>,
+}
+
+/// Who keeps the catalog, and whether it answers.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CatalogState {
+    /// `embedded` or `etcd`.
+    pub engine: String,
+    /// Whether a majority of it answers, as far as this node knows.
+    pub reachable: bool,
+    /// With etcd where it is asked.
+    pub endpoints: Vec<String>,
+    /// Why it does not answer.
+    pub why: Option<String>,
 }
 
 /// The cluster's settings.
@@ -82,15 +98,6 @@ pub struct View {
     pub proposer: String,
     /// Why.
     pub reason: String,
-}
-
-/// What the cluster survives right now.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Survives {
-    /// How many voters may fail at once.
-    pub nodes: u32,
-    /// The same in words, with what limits it.
-    pub sentence: String,
 }
 
 /// Another node as this one hears it.
@@ -154,7 +161,8 @@ pub struct Node {
     pub name: String,
     /// Its id.
     pub id: String,
-    /// `member`, `suspected`, `removed` or `joining`.
+    /// `member`, `suspected`, `draining`, `removed`, `left`, `joining`, or, of a candidate, `probation`, `ready` or
+    /// `eliminated`.
     pub state: String,
     /// Whether this is the node that answers.
     pub this: bool,
@@ -168,6 +176,77 @@ pub struct Node {
     pub containers: Vec<String>,
     /// Its CRIU's version; empty where it can run no containers.
     pub criu: String,
+    /// How it stands as a candidate; absent for members.
+    #[serde(default)]
+    pub probation: Option<Probation>,
+}
+
+/// How a candidate for membership stands.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Probation {
+    /// What it is to become: `join`, `standby` or `replace`.
+    pub intent: String,
+    /// Whose place it is to take.
+    pub replaces: Option<String>,
+    /// Whether every criterion is met.
+    pub ready: bool,
+    /// When it applied, by its own clock.
+    pub applied_unix_ms: u64,
+    /// For how long the answering node has known of it, in seconds.
+    pub seconds: f64,
+    /// How each criterion stands; empty once it is eliminated.
+    pub evidence: Vec<Evidence>,
+    /// Why it was eliminated.
+    pub eliminated: Option<Eliminated>,
+}
+
+/// How one criterion stands.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Evidence {
+    /// Which.
+    pub criterion: String,
+    /// `pass`, `pending` or `fail`.
+    pub standing: String,
+    /// What was measured, and what is asked for.
+    pub measured: String,
+}
+
+/// Why a candidate was eliminated.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Eliminated {
+    /// Which criterion it did not meet.
+    pub criterion: String,
+    /// What was measured, and what is asked for.
+    pub measured: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// Who takes whose place.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceRequest {
+    /// The candidate that takes it.
+    pub by: String,
+}
+
+/// How a node is drained.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrainRequest {
+    /// Take it back.
+    pub undo: bool,
+}
+
+/// The view after a change of members.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Changed {
+    /// Its number.
+    pub view: u64,
+    /// The names of its members.
+    pub members: Vec<String>,
+    /// Why it replaced the one before it.
+    pub reason: String,
 }
 
 /// What to run: the same keys as the spec file, with the same texts.
@@ -190,6 +269,10 @@ pub struct Spec {
     pub volumes: Vec<String>,
     /// Its own address with prefix length.
     pub address: Option<String>,
+    /// A failure domain that its node must be in.
+    pub require_domain: Option<String>,
+    /// Names of devices that its node must see; it gets them under `/dev/steadfast`.
+    pub require_devices: Vec<String>,
     /// The memory it may use, such as `2GiB`.
     pub memory: Option<String>,
     /// The processors it may use, such as `1.5`.
@@ -311,6 +394,10 @@ pub struct InviteRequest {
     /// How long the token is valid, such as `1h`.
     #[serde(default)]
     pub valid: Option<String>,
+    /// The address of an agent that waits with a token of this name, to be woken; an invitation that is open is then
+    /// renewed instead of replaced.
+    #[serde(default)]
+    pub notify: Option<String>,
 }
 
 /// An invitation.
@@ -318,10 +405,34 @@ pub struct InviteRequest {
 pub struct Invitation {
     /// The name that the new node will bear.
     pub name: String,
-    /// The one-time token: a secret.
-    pub token: String,
+    /// The one-time token: a secret. Absent where the invitation was renewed: the token made before counts again.
+    pub token: Option<String>,
     /// When it ends.
     pub expires_unix_ms: u64,
+}
+
+/// How the cluster's keys and this node's certificate stand.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyStatus {
+    /// The newest cluster key.
+    pub newest: u32,
+    /// The cluster key that seals datagrams and checkpoints.
+    pub sealing: u32,
+    /// The oldest cluster key whose datagrams are opened.
+    pub accepted_min: u32,
+    /// Whether no rotation is under way.
+    pub settled: bool,
+    /// When a rotation last came a step further, by the clock of the node that took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_unix_ms: Option<u64>,
+    /// When this node's certificate was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_issued_unix_ms: Option<u64>,
+    /// When it ends; it is replaced long before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires_unix_ms: Option<u64>,
+    /// Nodes that were removed for good: no connection with a certificate of theirs is accepted.
+    pub revoked: Vec<String>,
 }
 
 /// One line that a container printed.

@@ -36,6 +36,7 @@ impl Bed {
     /// Makes a cluster of all hosts: `init` on the first, `invite` and `join` for each other, every agent running, and
     /// every node a member in the eyes of every node.
     pub fn init_cluster(&self, name: &str) -> Result<(), BedError> {
+        self.wait_etcd()?;
         let first = self.host(0);
         let config = first.config().display().to_string();
         let lease = first.planned_lease().map(|lease| format!("{}ms", lease.as_millis()));

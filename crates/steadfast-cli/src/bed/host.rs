@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::faults::Fault;
-use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, cluster, lock, network, registry};
+use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, cluster, etcd, lock, network, registry};
+
+/// What members ask of candidates unless a plan says otherwise: the same as ever, for a shorter time.
+const PROBATION: &str = "seen = \"300ms\"\nclean = \"1s\"\n";
 
 /// How long one command may run on a host before it is killed.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
@@ -51,6 +54,7 @@ pub struct Host {
 struct Power {
     spaces: Option<Spaces>,
     agent: Option<Child>,
+    etcd: Option<Child>,
 }
 
 impl Host {
@@ -114,7 +118,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}",
             name = self.name,
             data = self.data().display(),
             node = extra("node"),
@@ -122,7 +126,28 @@ impl Host {
             checkpoint = extra("checkpoint"),
             container = extra("container"),
             detect = extra("detect"),
+            catalog = match &plan.etcd {
+                Some(_) => etcd::setting(self.number, plan.hosts, self.shared.networks.len()),
+                None => extra("catalog"),
+            },
+            probation = match extra("probation") {
+                given if given.is_empty() => PROBATION.to_owned(),
+                given => given,
+            },
+            devices = self.devices_text(&extra("devices")),
         )
+    }
+
+    /// Block devices are the machine's and not the host's: a host looks at none unless the plan, or a test that edits its
+    /// file, says at which. Links stay in a folder of its own.
+    fn devices_text(&self, planned: &str) -> String {
+        let include = if planned.contains("include") { "" } else { "include = []\n" };
+        format!("{include}links = \"{}\"\n{planned}", self.device_links().display())
+    }
+
+    /// The folder of the links to this host's block devices.
+    pub fn device_links(&self) -> PathBuf {
+        self.folder.join("devices")
     }
 
     /// Whether the host has power.
@@ -147,8 +172,22 @@ impl Host {
         registry::note_init(&self.folder, spaces.pid())?;
         let relayed = self.shared.relayed_networks(self.number);
         network::plug_in(&self.shared.hub, &spaces, self.number, &self.shared.networks, &relayed)?;
+        if let Some(program) = &self.shared.plan.etcd
+            && etcd::is_member(self.number)
+        {
+            let size = (self.shared.plan.hosts, self.shared.networks.len());
+            let started = etcd::command(program, &self.folder, self.number, size)
+                .and_then(|mut command| spaces.spawn(&mut command));
+            let failed = |source| BedError::Program { program: "etcd".into(), source };
+            power.etcd = Some(started.map_err(failed)?);
+        }
         power.spaces = Some(spaces);
         Ok(())
+    }
+
+    /// The machine's id of the host's etcd, where it has one.
+    pub(super) fn etcd_pid(&self) -> Option<u32> {
+        lock(&self.power).etcd.as_ref().map(Child::id)
     }
 
     /// Power loss: silence on every network from one instant, then every process of the host is killed at once.
@@ -365,10 +404,11 @@ fn kill_all(power: &mut Power) -> Result<(), BedError> {
         // It died with its host; this only collects it.
         let _ = agent.wait();
     }
+    etcd::bury(power.etcd.take());
     killed
 }
 
-fn signal_process(id: u32, signal: Signal) -> Result<(), BedError> {
+pub(super) fn signal_process(id: u32, signal: Signal) -> Result<(), BedError> {
     let pid = i32::try_from(id)
         .ok()
         .and_then(Pid::from_raw)

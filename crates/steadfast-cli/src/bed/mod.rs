@@ -17,6 +17,7 @@ mod cgroups;
 mod cluster;
 pub mod command;
 pub mod control;
+mod etcd;
 mod faults;
 mod host;
 pub mod init;
@@ -138,6 +139,7 @@ pub struct BedBuilder {
     memory: String,
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    etcd: Option<PathBuf>,
 }
 
 impl BedBuilder {
@@ -180,6 +182,13 @@ impl BedBuilder {
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Keeps the catalog in an etcd of which the first five hosts have a member each; `program` is etcd.
+    #[must_use]
+    pub fn catalog_in_etcd(mut self, program: impl Into<PathBuf>) -> Self {
+        self.etcd = Some(program.into());
         self
     }
 
@@ -263,6 +272,7 @@ impl Bed {
             memory: "1GiB".into(),
             settings: Vec::new(),
             environment: Vec::new(),
+            etcd: None,
         }
     }
 

@@ -4,20 +4,27 @@
 //! chooses the runtime, and turns the outcome into an exit code (see [`crate::codes::Exit`]).
 
 pub mod agent;
+pub mod catalog;
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoints;
 pub mod completions;
+pub mod device;
+pub mod drain;
 pub mod exec;
 pub mod explain;
 pub mod init;
 pub mod invite;
 pub mod join;
+pub mod keys;
+pub mod leave;
 pub mod links;
 pub mod logs;
 pub mod nodes;
 pub mod ps;
 pub mod reference;
+pub mod reidentify;
+pub mod replace;
 pub mod restore;
 pub mod rm;
 pub mod run;
@@ -25,6 +32,7 @@ pub mod shim;
 pub mod simulate;
 pub mod status;
 pub mod stop;
+pub mod views;
 pub mod wait;
 
 use std::path::PathBuf;
@@ -94,9 +102,17 @@ pub enum Verb {
     Init(init::Args),
     Invite(invite::Args),
     Join(join::Args),
+    Reidentify(reidentify::Args),
+    Keys(keys::Args),
+    Catalog(catalog::Args),
     Status(status::Args),
     Nodes(nodes::Args),
     Links(links::Args),
+    Views(views::Args),
+    Device(device::Args),
+    Replace(replace::Args),
+    Leave(leave::Args),
+    Drain(drain::Args),
     Run(run::Args),
     Ps(ps::Args),
     Logs(logs::Args),
@@ -164,6 +180,9 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Agent(args) => agent::run(&args, context).map(done),
         Verb::Check(args) => check::run(&args, context),
         Verb::Init(args) => init::run(&args, context).map(done),
+        Verb::Reidentify(args) => reidentify::run(&args, context).map(done),
+        Verb::Keys(args) => block_on(keys::run(args, context))?.map(done),
+        Verb::Catalog(args) => block_on(catalog::run(args, context))?.map(done),
         Verb::Simulate(args) => simulate::run(&args, context).map(done),
         Verb::Explain(args) => explain::run(&args, context).map(done),
         Verb::Completions(args) => completions::run(&args).map(done),
@@ -173,6 +192,11 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Status(args) => block_on(status::run(args, context))?.map(done),
         Verb::Nodes(args) => block_on(nodes::run(args, context))?.map(done),
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
+        Verb::Views(args) => block_on(views::run(args, context))?.map(done),
+        Verb::Device(args) => device::run(args, context).map(done),
+        Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),
+        Verb::Leave(args) => block_on(leave::run(args, context))?.map(done),
+        Verb::Drain(args) => block_on(drain::run(args, context))?.map(done),
         Verb::Run(args) => block_on(run::run(args, context))?.map(done),
         Verb::Ps(args) => block_on(ps::run(args, context))?.map(done),
         Verb::Logs(args) => block_on(logs::run(args, context))?.map(done),

@@ -49,6 +49,12 @@ pub struct Args {
     /// A folder of the machine that it sees; can be given several times
     #[arg(long, value_name = "SOURCE:TARGET[:ro]")]
     volume: Vec<String>,
+    /// A device that it gets, by the cluster's name; it runs only where that is seen; can be given several times
+    #[arg(long, value_name = "NAME")]
+    device: Vec<String>,
+    /// A failure domain that its node must be in
+    #[arg(long, value_name = "NAME")]
+    domain: Option<String>,
     /// Its root file system: the machine's own files, or those of an OCI bundle [default: host]
     #[arg(long, value_name = "host|bundle:PATH")]
     root: Option<String>,
@@ -75,6 +81,7 @@ fn help() -> String {
         "Examples:
   steadfast run --name redis --address 10.0.9.5/24 -- redis-server --save '' --bind 0.0.0.0
   steadfast run --spec training.toml --node beta
+  steadfast run --device data1 -- ./store /dev/steadfast/data1
   steadfast run --every 1s --copies 1 --memory 512MiB --volume /srv/data:/data:ro -- ./server
 
 A spec file:
@@ -147,6 +154,8 @@ fn flags(args: Args) -> RawSpec {
         restart: given("--restart", args.restart),
         address: given("--address", args.address),
         volumes: each("--volume", args.volume),
+        require_domain: given("--domain", args.domain),
+        require_devices: each("--device", args.device),
         user: given("--user", args.user),
         working_directory: given("--workdir", args.workdir),
         environment_flags: each("--env", args.env),

@@ -11,6 +11,9 @@ const TESTIMONIES_SHOWN: usize = 8;
 
 /// Say how the cluster stands and what failure it survives right now
 ///
+/// What it survives counts the catalog's voters, the grantors of leases and the copies of checkpoints that are there now, by
+/// host and by failure domain.
+///
 /// Begins with the verdicts that hold, or by which nodes were removed that are not back, each with who says so; what failed first
 /// comes first. Then names the members, whether there is a quorum, whom this node suspects, which containers are frozen and why.
 #[derive(Debug, clap::Args)]
@@ -77,13 +80,21 @@ fn people(status: &Status, timeline: bool) -> String {
 fn standing(status: &Status) -> String {
     let quorum = if status.quorum { "yes" } else { "NO: nothing is started or moved, containers freeze" };
     let lease = if status.lease_left_ms > 0 { "held" } else { "LAPSED: containers here are frozen" };
+    let catalog = match (status.catalog.engine.as_str(), status.catalog.reachable) {
+        ("etcd", true) => {
+            format!("catalog   in etcd, which answers ({})", status.catalog.endpoints.join(", "))
+        }
+        ("etcd", false) => {
+            format!("catalog   in etcd, which does NOT answer ({})", status.catalog.endpoints.join(", "))
+        }
+        _ => format!("leader    {}", status.leader.as_deref().unwrap_or("none known here")),
+    };
     format!(
-        "cluster   {} ({})\nnode      {} (start {})\nquorum    {quorum}\nleader    {}\nview      {} with {}; {}\nsurvives  {}\nlease     {lease} (of {} ms)",
+        "cluster   {} ({})\nnode      {} (start {})\nquorum    {quorum}\n{catalog}\nview      {} with {}; {}\nsurvives  {}\nlease     {lease} (of {} ms)",
         status.cluster.name,
         status.cluster.id,
         status.node,
         status.incarnation,
-        status.leader.as_deref().unwrap_or("none known here"),
         status.view.id,
         status.view.members.join(", "),
         status.view.reason,
@@ -145,7 +156,8 @@ fn tables(status: &Status, timeline: bool, text: &mut String) {
 mod tests {
     use super::*;
     use crate::api::link_types::Evidence;
-    use crate::api::types::{Cluster, Survives, View};
+    use crate::api::types::{CatalogState, Cluster, View};
+    use crate::api::view_types::Survives;
 
     fn healthy() -> Status {
         let view =
@@ -158,8 +170,20 @@ mod tests {
             incarnation: 1,
             quorum: true,
             leader: Some("alpha".into()),
+            catalog: CatalogState {
+                engine: "embedded".into(),
+                reachable: true,
+                endpoints: Vec::new(),
+                why: None,
+            },
             view,
-            survives: Survives { nodes: 0, sentence: "no failure".into() },
+            survives: Survives {
+                nodes: 0,
+                hosts: 0,
+                widest_domains: None,
+                domains: Vec::new(),
+                sentence: "no failure".into(),
+            },
             lease_left_ms: 900,
             peers: Vec::new(),
             containers: Vec::new(),

@@ -4,20 +4,26 @@
 //! is all that the agent sees. Every problem of a file is reported at once, with key and line. It never touches
 //! the machine: whether an address exists is found out when it is bound. Read [`source`] for the machinery.
 
+pub mod catalog;
 pub mod detect;
 pub mod keys;
+pub mod probation;
 pub mod source;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use steadfast::devices::LINKS;
 use steadfast_proto::detect::Settings;
+use steadfast_proto::domains::LEVELS_MAX;
 
 use crate::codes::Code;
 use crate::failure::{Failure, did_you_mean};
 use crate::units;
+use catalog::{CatalogConfig, RawCatalog};
 use detect::RawDetect;
+use probation::RawProbation;
 use source::{Given, Problems, Section};
 
 /// Where the file is looked for when none is named.
@@ -28,6 +34,8 @@ pub const DEFAULT_DATA: &str = "/var/lib/steadfast";
 pub const DEFAULT_PORT: u16 = 7400;
 /// Most networks that one node can have.
 pub const NETWORKS_MAX: usize = 8;
+/// Most patterns of devices.
+pub const PATTERNS_MAX: usize = 64;
 
 /// The environment variables that replace keys of the file.
 pub const VARIABLES: [&str; 7] = [
@@ -45,7 +53,7 @@ pub const EXAMPLE: &str = r#"[node]
 name = "alpha"                 # default: the host name
 data = "/var/lib/steadfast"
 domain = ["rack-3"]            # failure domain, widest first
-mode = "agent"                 # or "observe": membership, detection, links; no containers, no root
+mode = "agent"                 # or "witness": votes only; or "observe": detection, links; neither needs root
 
 [[network]]                    # one per independent network
 name = "front"
@@ -62,6 +70,12 @@ memory = "8GiB"                # lent to the cluster; default: a quarter of this
 profile = "gossip"             # which rule suspects: "gossip", "relative" or "timeout"
 interval = "100ms"             # between heartbeats; shorter detects sooner and costs traffic
 stall_limit = "10s"            # how long a process that is stopped on a live machine stays a member
+
+[devices]
+include = ["sd*", "nvme*"]     # the block devices that get names; "*" is any text; [] is none
+
+[catalog]
+engine = "embedded"            # the nodes keep it themselves; or "etcd", with `endpoints`
 
 [container]
 run = "/run/steadfast"         # a tmpfs
@@ -86,6 +100,9 @@ pub enum Mode {
     Agent,
     /// In membership, detection, links and events: it runs no containers, lends no memory and needs no root.
     Observe,
+    /// In membership and the catalog: it votes and grants leases, lends no memory and runs no containers, so it needs no
+    /// root either. Unlike an observer it takes commands about containers, which others carry out.
+    Witness,
 }
 
 /// How this node runs containers.
@@ -103,6 +120,17 @@ pub struct ContainerConfig {
     pub criu: Option<PathBuf>,
 }
 
+/// Which block devices this node knows by the cluster's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicesConfig {
+    /// Patterns of the kernel's names of the devices that are looked at; none are when empty.
+    pub include: Vec<String>,
+    /// The folder of the links.
+    pub links: PathBuf,
+    /// Whether this node gives automatic names to devices that are surely shared.
+    pub automatic: bool,
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -114,8 +142,14 @@ pub struct Config {
     pub domain: Vec<String>,
     /// What the node takes part in.
     pub mode: Mode,
+    /// Whether it waits in readiness until a member is removed.
+    pub standby: bool,
     /// How it judges silence.
     pub detect: Settings,
+    /// Who keeps the catalog.
+    pub catalog: CatalogConfig,
+    /// What it asks of candidates.
+    pub probation: steadfast_proto::probation::Settings,
     /// The networks, at least one.
     pub networks: Vec<NetworkConfig>,
     /// Checkpoint memory lent to the cluster, in bytes.
@@ -124,6 +158,8 @@ pub struct Config {
     pub memory_folder: PathBuf,
     /// Containers on this node.
     pub container: ContainerConfig,
+    /// Block devices on this node.
+    pub devices: DevicesConfig,
     /// The API's socket.
     pub socket: PathBuf,
 }
@@ -142,7 +178,10 @@ pub struct RawConfig {
     data: Option<Given>,
     domain: Option<Vec<Given>>,
     mode: Option<Given>,
+    standby: Option<Given>,
     detect: RawDetect,
+    catalog: RawCatalog,
+    probation: RawProbation,
     networks: Vec<(Option<Given>, Option<Given>, Given)>,
     memory: Option<Given>,
     memory_folder: Option<Given>,
@@ -151,6 +190,9 @@ pub struct RawConfig {
     bridge: Option<Given>,
     runc: Option<Given>,
     criu: Option<Given>,
+    include: Option<Vec<Given>>,
+    device_links: Option<Given>,
+    automatic: Option<Given>,
     socket: Option<Given>,
 }
 
@@ -165,6 +207,7 @@ impl RawConfig {
             raw.data = node.text("data", problems);
             raw.domain = node.texts("domain", problems);
             raw.mode = node.text("mode", problems);
+            raw.standby = node.scalar("standby", problems);
             node.finish(problems);
         }
         for (mut network, at) in top.tables("network", problems) {
@@ -175,6 +218,12 @@ impl RawConfig {
         }
         if let Some(detect) = top.table("detect", problems) {
             raw.detect = RawDetect::read(detect, problems);
+        }
+        if let Some(catalog) = top.table("catalog", problems) {
+            raw.catalog = RawCatalog::read(catalog, problems);
+        }
+        if let Some(section) = top.table("probation", problems) {
+            raw.probation = RawProbation::read(section, problems);
         }
         if let Some(mut checkpoint) = top.table("checkpoint", problems) {
             raw.memory = checkpoint.scalar("memory", problems);
@@ -188,6 +237,12 @@ impl RawConfig {
             raw.runc = container.text("runc", problems);
             raw.criu = container.text("criu", problems);
             container.finish(problems);
+        }
+        if let Some(mut devices) = top.table("devices", problems) {
+            raw.include = devices.texts("include", problems);
+            raw.device_links = devices.text("links", problems);
+            raw.automatic = devices.scalar("automatic", problems);
+            devices.finish(problems);
         }
         if let Some(mut api) = top.table("api", problems) {
             raw.socket = api.text("socket", problems);
@@ -222,20 +277,24 @@ impl RawConfig {
             None => default_name(problems),
         };
         let data = folder(self.data.as_ref(), DEFAULT_DATA, problems);
-        let domain =
-            self.domain.iter().flatten().filter_map(|given| problems.check(given, units::name)).collect();
+        let domain = self.check_domain(problems);
         let mode = self.mode.as_ref().map_or(Some(Mode::Agent), |given| problems.check(given, mode));
+        let standby = self.standby.as_ref().map_or(Some(false), |given| {
+            problems.check(given, |text| choice(text, &[("true", true), ("false", false)]))
+        });
         let detect = self.detect.check(problems);
+        let catalog = self.catalog.check(problems);
+        let probation = self.probation.check(problems);
         let networks = self.check_networks(problems);
         let memory_bytes = match (&self.memory, mode) {
-            (Some(given), Some(Mode::Observe)) => {
-                problems.refuse(
-                    given,
-                    "a node with mode = \"observe\" lends no memory; remove the key, or the mode",
-                );
+            (Some(given), Some(mode @ (Mode::Observe | Mode::Witness))) => {
+                let mode = if mode == Mode::Observe { "observe" } else { "witness" };
+                let message =
+                    format!("a node with mode = \"{mode}\" lends no memory; remove the key, or the mode");
+                problems.refuse(given, message);
                 None
             }
-            (None, Some(Mode::Observe)) => Some(0),
+            (None, Some(Mode::Observe | Mode::Witness)) => Some(0),
             (Some(given), Some(Mode::Agent) | None) => problems.check(given, memory_size),
             (None, Some(Mode::Agent) | None) => Some(machine_memory_bytes() / 4),
         };
@@ -249,6 +308,7 @@ impl RawConfig {
         let uplink = self.uplink.as_ref().and_then(|given| problems.check(given, interface_name));
         let runc = self.runc.as_ref().and_then(|given| problems.check(given, absolute));
         let criu = self.criu.as_ref().and_then(|given| problems.check(given, absolute));
+        let devices = self.check_devices(problems);
         let socket = match (&self.socket, &data) {
             (Some(given), _) => problems.check(given, absolute),
             (None, Some(data)) => Some(data.join("steadfast.sock")),
@@ -259,7 +319,10 @@ impl RawConfig {
             data: data?,
             domain,
             mode: mode?,
+            standby: standby?,
             detect: detect?,
+            catalog: catalog?,
+            probation: probation?,
             networks,
             memory_bytes: memory_bytes?,
             memory_folder: memory_folder?,
@@ -270,8 +333,36 @@ impl RawConfig {
                 runc,
                 criu,
             },
+            devices: devices?,
             socket: socket?,
         })
+    }
+
+    fn check_devices(&self, problems: &mut Problems) -> Option<DevicesConfig> {
+        let every = [Given::flag("devices.include", "*")];
+        let given = self.include.as_deref().unwrap_or(&every);
+        if let Some(surplus) = given.get(PATTERNS_MAX) {
+            problems.refuse(surplus, format!("at most {PATTERNS_MAX} patterns are possible; use `*`"));
+        }
+        let include = given.iter().filter_map(|given| problems.check(given, device_pattern)).collect();
+        let links = folder(self.device_links.as_ref(), LINKS, problems);
+        let automatic = self.automatic.as_ref().map_or(Some(true), |given| {
+            problems.check(given, |text| choice(text, &[("true", true), ("false", false)]))
+        });
+        Some(DevicesConfig { include, links: links?, automatic: automatic? })
+    }
+
+    fn check_domain(&self, problems: &mut Problems) -> Vec<String> {
+        let given = self.domain.as_deref().unwrap_or_default();
+        if let Some(surplus) = given.get(LEVELS_MAX) {
+            problems.refuse(
+                surplus,
+                format!(
+                    "a failure domain has at most {LEVELS_MAX} levels, widest first; leave the narrowest out"
+                ),
+            );
+        }
+        given.iter().filter_map(|given| problems.check(given, units::name)).collect()
     }
 
     fn check_networks(&self, problems: &mut Problems) -> Vec<NetworkConfig> {
@@ -345,7 +436,7 @@ fn default_name(problems: &mut Problems) -> Option<String> {
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
-    choice(text, &[("agent", Mode::Agent), ("observe", Mode::Observe)])
+    choice(text, &[("agent", Mode::Agent), ("observe", Mode::Observe), ("witness", Mode::Witness)])
 }
 
 /// One of a few words; another one gets the nearest of them.
@@ -386,6 +477,17 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
         ));
     }
     Ok(parsed)
+}
+
+fn device_pattern(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"*?_-.!".contains(&byte);
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+        return Err(format!(
+            "{text:?} is not a pattern of the kernel's names of block devices; write for example \"sd*\" or \"nvme0n1\""
+        ));
+    }
+    Ok(name.to_owned())
 }
 
 fn memory_size(text: &str) -> Result<u64, String> {
@@ -481,6 +583,51 @@ mod tests {
         let nine: String =
             (1..=9).map(|n| format!("[[network]]\nname=\"n{n}\"\naddress=\"10.0.0.{n}\"\n")).collect();
         assert!(problems(&nine)[0].contains("more than 8 networks"));
+    }
+
+    #[test]
+    fn a_failure_domain_has_up_to_four_checked_names() {
+        let network = "[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let with = |domain: &str| format!("[node]\nname=\"a\"\ndomain={domain}\n{network}");
+        let config = check_text("node.toml", &with("[\"site-a\", \"rack-3\"]"), |_| None).unwrap();
+        assert_eq!(config.domain, ["site-a", "rack-3"]);
+        let found = problems(&with("[\"a\", \"b\", \"c\", \"d\", \"e\"]"));
+        assert!(
+            found.len() == 1 && found[0].contains("node.domain[4]: a failure domain has at most 4"),
+            "{found:?}"
+        );
+        let found = problems(&with("[\"Rack 3\"]"));
+        assert!(found.len() == 1 && found[0].starts_with("node.toml:3: node.domain[0]:"), "{found:?}");
+        assert!(problems(&with("\"rack-3\""))[0].contains("is not a list"));
+    }
+
+    #[test]
+    fn devices_are_chosen_by_patterns() {
+        let network = "[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let with = |devices: &str| format!("[node]\nname=\"a\"\n{network}[devices]\n{devices}\n");
+        let of =
+            |devices: &str| check_text("node.toml", &with(devices), |_| None).map(|config| config.devices);
+        let config = of("").unwrap();
+        assert_eq!(
+            (config.include, config.links, config.automatic),
+            (vec!["*".to_owned()], LINKS.into(), true)
+        );
+        let config = of("include = [\"/dev/sd*\", \"loop7?\"]\nautomatic = false").unwrap();
+        assert_eq!((config.include, config.automatic), (vec!["sd*".to_owned(), "loop7?".to_owned()], false));
+        assert_eq!(of("include = []").unwrap().include, Vec::<String>::new());
+        let found = problems(&with("include = [\"sd a\"]\nautomatic = \"perhaps\"\nlinks = \"x\""));
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("devices.include[0]") && found[0].contains("nvme0n1"), "{found:?}");
+        assert!(found[1].contains("\"true\", \"false\"") && found[2].contains("whole path"), "{found:?}");
+    }
+
+    #[test]
+    fn a_witness_lends_nothing() {
+        let witness = "[node]\nname=\"a\"\nmode=\"witness\"\n[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let config = check_text("node.toml", witness, |_| None).unwrap();
+        assert_eq!((config.mode, config.memory_bytes), (Mode::Witness, 0));
+        let found = problems(&format!("{witness}[checkpoint]\nmemory=\"1GiB\"\n"));
+        assert!(found.len() == 1 && found[0].contains("mode = \"witness\" lends no memory"), "{found:?}");
     }
 
     #[test]

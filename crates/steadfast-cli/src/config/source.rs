@@ -190,6 +190,14 @@ impl<'a> Section<'a> {
         Some(texts)
     }
 
+    /// One string, or a list of strings.
+    pub fn text_or_texts(&mut self, key: &'static str, problems: &mut Problems) -> Vec<Given> {
+        match self.table.get(key).map(|value| value.get_ref()) {
+            Some(DeValue::Array(_)) => self.texts(key, problems).unwrap_or_default(),
+            Some(_) | None => self.text(key, problems).into_iter().collect(),
+        }
+    }
+
     /// A table of strings with keys of the author's own choice, such as the environment.
     pub fn map(&mut self, key: &'static str, problems: &mut Problems) -> Vec<(String, Given)> {
         let Some(section) = self.table(key, problems) else { return Vec::new() };

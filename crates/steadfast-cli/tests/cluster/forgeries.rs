@@ -96,6 +96,13 @@ fn address(host: &Host) -> String {
 /// Makes a cluster of some of the bed's hosts.
 fn found(hosts: &[Host], name: &str) {
     let [first, rest @ ..] = hosts else { panic!("a cluster has a first node") };
+    for host in hosts {
+        // With the catalog in etcd each cluster has a prefix of its own.
+        let text = std::fs::read_to_string(host.config()).unwrap();
+        let engine = "engine = \"etcd\"";
+        let text = text.replace(engine, &format!("{engine}\nprefix = \"{name}\""));
+        std::fs::write(host.config(), text).unwrap();
+    }
     let config = first.config().display().to_string();
     first.steadfast_text(&["init", name, "--config", &config]).unwrap();
     first.start_agent().unwrap();

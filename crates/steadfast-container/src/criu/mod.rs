@@ -86,9 +86,12 @@ pub(crate) struct Subject<'a> {
     pub(crate) separate: &'a [PathBuf],
 }
 
+/// Freezes the container, while CRIU still holds its processes.
+pub(crate) type Hold<'a> = dyn Fn() -> io::Result<()> + Sync + 'a;
+
 /// How a container is imaged and brought back.
 pub(crate) trait Engine {
-    /// Writes an image into `into` and leaves the program running. `pids` lists its processes; `lapsed` says whether the
+    /// Writes an image into `into` and leaves the program running, or standing still if there is a `hold`. `pids` lists its processes; `lapsed` says whether the
     /// lease lapsed meanwhile.
     fn capture(
         &self,
@@ -96,6 +99,7 @@ pub(crate) trait Engine {
         into: &Path,
         pids: &(dyn Fn() -> Vec<u32> + Sync),
         lapsed: &(dyn Fn() -> bool + Sync),
+        hold: Option<&Hold<'_>>,
     ) -> Result<Capture, CheckpointError>;
 
     /// Brings the program back from `image`; its output goes to the given pipes. Returns when it may run.
@@ -170,9 +174,10 @@ impl Engine for Criu {
         into: &Path,
         pids: &(dyn Fn() -> Vec<u32> + Sync),
         lapsed: &(dyn Fn() -> bool + Sync),
+        hold: Option<&Hold<'_>>,
     ) -> Result<Capture, CheckpointError> {
         prepare_image_folder(into)?;
-        let captured = write_image(subject, into, pids, lapsed);
+        let captured = write_image(subject, into, pids, lapsed, hold);
         if captured.is_err() {
             // Half an image is of no use to anybody, and it is memory.
             fs::remove_dir_all(into).ok();
@@ -230,6 +235,7 @@ fn write_image(
     into: &Path,
     pids: &(dyn Fn() -> Vec<u32> + Sync),
     lapsed: &(dyn Fn() -> bool + Sync),
+    hold: Option<&Hold<'_>>,
 ) -> Result<Capture, CheckpointError> {
     let Subject { layout, tools, .. } = subject;
     let began = Instant::now();
@@ -245,13 +251,17 @@ fn write_image(
             "network-lock" => {
                 subject.wire.hold().map_err(|e| format!("holding the container's network failed: {e}"))?;
             }
-            "network-unlock" => subject.wire.release(),
+            "network-unlock" if hold.is_none() => subject.wire.release(),
             "post-dump" if lapsed() => return Err(CheckpointError::Lapsed.to_string()),
             "post-dump" => {
                 let archive = into.join(root::UPPER_ARCHIVE);
                 root::pack_upper(&layout.upper(), &archive).map_err(|e| e.to_string())?;
                 let files = host_files::in_use(&pids(), &layout.upper(), subject.separate);
                 *in_use.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = files;
+                // CRIU still holds every process: the freezer takes them over before any of them runs again.
+                if let Some(hold) = hold {
+                    hold().map_err(|e| format!("freezing the container failed: {e}"))?;
+                }
             }
             _ => {}
         }
@@ -264,20 +274,18 @@ fn write_image(
         .arg(into);
     command.arg("--work-path").arg(layout.criu_dir()).arg(&tools.id);
     let served = relay.serve(&mut command, &hook);
+    if hold.is_some() {
+        // What arrives from now on would be acknowledged and then be in no image.
+        subject.wire.close_now();
+    }
     // A dump that failed after it took hold does not always say that it let go.
     subject.wire.release();
     let outcome = served.map_err(system("starting", tools.runc.clone()))?;
     if lapsed() {
         return Err(CheckpointError::Lapsed);
     }
-    if let Some(vetoed) = outcome.vetoed {
-        return Err(CheckpointError::Refused(vetoed));
-    }
-    if !outcome.success {
-        let log = layout.criu_dir().join("dump.log");
-        let reason = reason::explain(&log, &layout.runc_log());
-        let findings = preflight(&pids(), true).unwrap_or_default();
-        return Err(CheckpointError::Refused(reason::with_findings(&findings, reason)));
+    if let Some(refusal) = refusal(&outcome, layout, pids) {
+        return Err(CheckpointError::Refused(refusal));
     }
     let stats = layout.criu_dir().join("stats-dump");
     let frozen_us = rpc::frozen_us(&fs::read(&stats).map_err(system("reading", stats.clone()))?).unwrap_or(0);
@@ -290,6 +298,16 @@ fn write_image(
         criu_version: version,
         cpu: cpu(),
     })
+}
+
+/// Why a dump that was served made no image.
+fn refusal(outcome: &relay::Outcome, layout: &Layout, pids: &dyn Fn() -> Vec<u32>) -> Option<String> {
+    if outcome.vetoed.is_some() || outcome.success {
+        return outcome.vetoed.clone();
+    }
+    let reason = reason::explain(&layout.criu_dir().join("dump.log"), &layout.runc_log());
+    let findings = preflight(&pids(), true).unwrap_or_default();
+    Some(reason::with_findings(&findings, reason))
 }
 
 fn prepare_image_folder(into: &Path) -> Result<(), CheckpointError> {

@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     cgroup, clock,
-    criu::{CheckpointError, Criu, Engine, Subject},
+    criu::{CheckpointError, Criu, Engine, Hold, Subject},
     fence::{Act, Fence, Posture},
     protocol::{Event, Exit, Prepared, Reply, Request, State, Status, encode_line},
     sys,
@@ -102,6 +102,8 @@ struct Shim {
     /// SIGKILL follows then.
     stop_at: Option<u64>,
     checkpointing: bool,
+    /// Whether a checkpoint holds the program still.
+    held: Arc<AtomicBool>,
     fenced: bool,
     /// Counts freezes, for those who must know whether one came between.
     lapses: Arc<AtomicU64>,
@@ -138,6 +140,7 @@ impl Shim {
             started_at_unix_ms: None,
             stop_at: None,
             checkpointing: false,
+            held: Arc::default(),
             fenced: false,
             lapses: Arc::default(),
             news,
@@ -312,6 +315,9 @@ impl Shim {
             News::Started(Err(reason)) => self.fail(reason),
             News::Checkpointed(id, reply) => {
                 self.checkpointing = false;
+                if !matches!(*reply, Reply::Captured(_)) {
+                    self.release();
+                }
                 self.clients.reply(id, &reply);
             }
         }
@@ -393,7 +399,11 @@ impl Shim {
                 self.kill();
                 self.clients.reply(id, &Reply::Done);
             }
-            Request::Checkpoint { into } => self.checkpoint(id, into),
+            Request::Checkpoint { into, hold } => self.checkpoint(id, into, hold),
+            Request::Release => {
+                self.release();
+                self.clients.reply(id, &Reply::Done);
+            }
             Request::Quit => {
                 self.quitting = true;
                 // Silent first: a program that has been moved must not tell its peers that it ends here.
@@ -405,7 +415,8 @@ impl Shim {
     }
 
     fn renew(&mut self, epoch: u64, deadline_ns: u64, drift_ns: u64) {
-        if epoch != self.plan.epoch || self.over.is_some() {
+        // What is held still lets its lease lapse: then no lease that is still on its way can thaw it.
+        if epoch != self.plan.epoch || self.over.is_some() || self.held.load(Ordering::SeqCst) {
             return;
         }
         let before = self.fence.still_at();
@@ -425,7 +436,20 @@ impl Shim {
         self.stop_at = Some(clock::boottime_ns().saturating_add(grace_ms.saturating_mul(1_000_000)));
     }
 
-    fn checkpoint(&mut self, id: ClientId, into: PathBuf) {
+    /// Lets what a checkpoint held go on, if its lease still lives; else the next lease does.
+    fn release(&mut self) {
+        if !self.held.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        if let Err(e) = self.parts.group.let_go() {
+            self.fail(format!("it can't be let go: {e}"));
+        }
+        if self.fence.posture() == Posture::Running {
+            self.wire.open(self.fence.still_at());
+        }
+    }
+
+    fn checkpoint(&mut self, id: ClientId, into: PathBuf, hold: bool) {
         let state = self.status().state;
         if self.checkpointing {
             return self.clients.reply(id, &Reply::Uncaptured(CheckpointError::Busy));
@@ -436,7 +460,7 @@ impl Shim {
         }
         let (plan, parts, lapses) =
             (Arc::clone(&self.plan), Arc::clone(&self.parts), Arc::clone(&self.lapses));
-        let wire = self.wire.clone();
+        let (wire, held) = (self.wire.clone(), Arc::clone(&self.held));
         let began = lapses.load(Ordering::SeqCst);
         let started = self.work("checkpoint", move || {
             let separate = launch::separate(&plan);
@@ -448,7 +472,13 @@ impl Shim {
                 separate: &separate,
             };
             let pids = || parts.group.container_pids().unwrap_or_default();
-            let captured = Criu.capture(&subject, &into, &pids, &|| lapses.load(Ordering::SeqCst) != began);
+            let hold_still = || {
+                held.store(true, Ordering::SeqCst);
+                parts.group.hold()
+            };
+            let hold: Option<&Hold<'_>> = if hold { Some(&hold_still) } else { None };
+            let lapsed = || lapses.load(Ordering::SeqCst) != began;
+            let captured = Criu.capture(&subject, &into, &pids, &lapsed, hold);
             let reply = captured.map_or_else(Reply::Uncaptured, Reply::Captured);
             News::Checkpointed(id, Box::new(reply))
         });
@@ -483,6 +513,7 @@ impl Shim {
             lateness: self.fence.lateness(),
             restored: self.plan.image.is_some(),
             checkpointing: self.checkpointing,
+            held: self.held.load(Ordering::SeqCst),
             fenced: self.fenced,
             log_lines_lost: self.log_lines_lost.load(Ordering::Relaxed),
         }

@@ -159,6 +159,7 @@ pub fn spec(name: &str, command: &[&str]) -> Spec {
         user: None,
         root: Root::Host,
         volumes: Vec::new(),
+        devices: Vec::new(),
         address: None,
         memory_bytes_max: None,
         cpu_max: None,

@@ -585,6 +585,12 @@ impl Detector {
         self.downs().any(|(id, _)| id == node)
     }
 
+    /// What a verdict finds `node` to be, when it is down.
+    #[must_use]
+    pub fn why_down(&self, node: NodeId) -> Option<Class> {
+        self.downs().find(|(id, _)| *id == node).map(|(_, verdict)| verdict.class)
+    }
+
     /// The members that may be removed now, each with its accusers: those whose verdict has stood for as long as its
     /// class calls for. Nobody while a case is doubtful, so that a group that dies together is removed in one view.
     #[must_use]

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::claims::{Claims, Held, Slot};
 use super::graph::{self, Graph};
 use crate::flaw::{Flaw, is_planted};
@@ -52,7 +54,7 @@ impl Members {
 }
 
 /// What failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Class {
     /// An agent ended while its machine lives.
     ProcessCrashed,

@@ -10,7 +10,7 @@ use super::{Batch, Event, Job, JobId, Node, Outcome, Request, RequestId, Row};
 use crate::catalog::{CheckpointRef, ContainerRow, ContainerState, Desired, Exit, Key};
 use crate::flaw::{Flaw, is_planted};
 use crate::ids::{ContainerId, Epoch, NodeId};
-use crate::placement::{self, Candidate};
+use crate::placement::Candidate;
 use crate::recovery::{self, Plan};
 use crate::time::Time;
 
@@ -26,6 +26,9 @@ const STABLE: Duration = Duration::from_secs(10);
 /// How long until a container that could not be ended or removed is ended or removed again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How soon after a checkpoint another one may be taken only because a holder goes.
+const MOVE_PAUSE: Duration = Duration::from_secs(1);
+
 /// How many users may wait for one checkpoint.
 const WAITING_MAX: usize = 64;
 
@@ -38,7 +41,13 @@ pub struct Local {
     pub phase: Phase,
     checkpoint: Option<Capture>,
     /// A sealed checkpoint that is not committed yet.
-    sealed: Option<CheckpointRef>,
+    pub(super) sealed: Option<CheckpointRef>,
+    /// A sealed checkpoint for which the program stands still, until it is handed over.
+    pub(super) held: Option<CheckpointRef>,
+    /// It stands still until `sealed` is committed.
+    pub(super) releasing: bool,
+    /// When a copy of its checkpoint may next be made elsewhere for a holder that goes.
+    moves_at: Option<Time>,
     next_checkpoint: Option<Time>,
     failures: u32,
     waiting: Vec<RequestId>,
@@ -70,6 +79,7 @@ pub enum Phase {
 struct Capture {
     job: JobId,
     lapses: u64,
+    hold: bool,
 }
 
 /// How often a container was restarted in a row.
@@ -87,6 +97,9 @@ impl Local {
             phase,
             checkpoint: None,
             sealed: None,
+            held: None,
+            releasing: false,
+            moves_at: None,
             next_checkpoint: None,
             failures: 0,
             waiting: Vec::new(),
@@ -137,12 +150,20 @@ impl Node {
             restarts.orphan_since = None;
             restarts.not_before = restarts.not_before.max(Some(now));
         }
+        // A hand-over rests on the row as it was: after any change of it none can commit any more.
+        let (own, epoch) = (self.settings.id, row.epoch);
+        let is_mine = row.owner == own && row.is_active();
         self.containers.insert(id, (revision, *row));
+        if is_mine && self.local.get(&id).is_some_and(|local| local.releasing && local.epoch == epoch) {
+            self.release(id, out);
+        }
     }
 
-    pub(super) fn adopted(&mut self, now: Time, container: ContainerId, epoch: Epoch) {
+    pub(super) fn adopted(&mut self, now: Time, container: ContainerId, epoch: Epoch, held: bool) {
         let mut local = Local::new(epoch, Phase::Up);
         local.next_checkpoint = Some(now);
+        // The last agent may have proposed to hand it over.
+        local.releasing = held;
         self.local.insert(container, local);
     }
 
@@ -210,7 +231,12 @@ impl Node {
         match outcome {
             Outcome::Sealed(checkpoint) if capture.lapses == lapses => {
                 local.failures = 0;
-                local.sealed = Some(*checkpoint);
+                if capture.hold {
+                    local.held = Some(*checkpoint);
+                } else {
+                    local.sealed = Some(*checkpoint);
+                }
+                return;
             }
             Outcome::Sealed(_) => {
                 let reason = "the node's lease lapsed while it was taken; it was discarded";
@@ -221,11 +247,16 @@ impl Node {
                 self.checkpoint_failed(now, id, "its job ended without one", out)
             }
         }
+        if capture.hold {
+            // Nothing was proposed with it yet, so it can be let go on at once.
+            self.release(id, out);
+        }
     }
 
     /// The containers that may run on this node while its lease lives, each in its epoch.
     pub(super) fn runnable(&self) -> Vec<(ContainerId, Epoch)> {
         (self.local.iter())
+            .filter(|(_, local)| local.held.is_none() && !local.releasing)
             .filter(|(id, local)| self.may_run(**id, local) || is_planted(Flaw::ThawWithoutFreshLease))
             .map(|(id, local)| (*id, local.epoch))
             .collect()
@@ -308,7 +339,7 @@ impl Node {
                 self.bring(id, Job::Start(Box::new(row.clone())), row.epoch, out)
             }
             (None, ContainerState::Recovering) => match row.restore_from() {
-                Some(_) if recovery::holders_are_away(&row, &self.member_ids()) => {}
+                Some(_) if recovery::holders_are_away(&row, &self.holder_ids()) => {}
                 Some(checkpoint) if !checkpoint.copies.is_empty() => {
                     self.bring(id, Job::Restore(Box::new(row.clone())), row.epoch, out);
                 }
@@ -317,7 +348,7 @@ impl Node {
             (Some(Phase::Up), _) => self.tend_up(now, id, &row, out),
             (Some(Phase::Ended(exit)), _) => self.tend_ended(now, &row, exit, out),
             (Some(Phase::Broken(reason)), _) => {
-                let next = recovery::failed(&row, &self.member_ids(), &self.candidates(), &reason);
+                let next = recovery::failed(&row, &self.holder_ids(), &self.takers(), &reason);
                 self.commit(now, next, out);
             }
             (Some(Phase::Bringing(_) | Phase::Ending | Phase::Destroying(_)), _)
@@ -378,21 +409,46 @@ impl Node {
             self.commit_checkpoint(now, revision, &row, sealed, out);
             return;
         }
-        let due = local.next_checkpoint.is_some_and(|at| now >= at) && row.spec.every_ms.is_some();
-        let idle = local.phase == Phase::Up && local.checkpoint.is_none();
-        let mine = self.may_run(id, local) && row.state == ContainerState::Running && self.lease.live;
-        let wanted = (due && row.desired == Desired::Run) || !local.waiting.is_empty();
-        if !(idle && mine && wanted) {
+        if local.releasing && self.owned(id).is_some_and(|row| row.epoch == local.epoch && row.is_active()) {
+            self.commit(now, row, out);
             return;
         }
-        let holders = placement::holders(self.settings.id, row.latest.as_ref(), &self.candidates());
-        let number = row.next_number();
+        let due = local.next_checkpoint.is_some_and(|at| now >= at) && row.spec.every_ms.is_some();
+        let moves = local.moves_at.is_none_or(|at| now >= at) && self.moves_a_copy(&row);
+        let wanted = ((due || moves) && row.desired == Desired::Run) || !local.waiting.is_empty();
+        if wanted {
+            self.capture(now, id, &row, false, out);
+        }
+    }
+
+    /// Begins a checkpoint of a container that runs here, unless one is under way; afterwards it stands still if `hold`.
+    pub(super) fn capture(
+        &mut self,
+        now: Time,
+        id: ContainerId,
+        row: &ContainerRow,
+        hold: bool,
+        out: &mut Batch,
+    ) {
+        let Some(local) = self.local.get(&id) else { return };
+        let idle = local.phase == Phase::Up
+            && local.checkpoint.is_none()
+            && local.sealed.is_none()
+            && local.held.is_none()
+            && !local.releasing;
+        let pauses = local.failures > 0 && local.next_checkpoint.is_some_and(|at| now < at);
+        let mine = self.may_run(id, local) && row.state == ContainerState::Running && self.lease.live;
+        if !(idle && mine) || (pauses && local.waiting.is_empty()) {
+            return;
+        }
+        let (holders, number) = (self.holders(row), row.next_number());
         let every = row.spec.every_ms.map(|ms| Duration::from_millis(u64::from(ms)));
-        let job = self.start_job(Job::Checkpoint { row: Box::new(row), number, holders }, out);
+        let job = self.start_job(Job::Checkpoint { row: Box::new(row.clone()), number, holders, hold }, out);
         let lapses = self.lease.lapses;
         if let Some(local) = self.local.get_mut(&id) {
-            local.checkpoint = Some(Capture { job, lapses });
+            local.checkpoint = Some(Capture { job, lapses, hold });
             local.next_checkpoint = every.map(|every| now + every);
+            local.moves_at = Some(now + MOVE_PAUSE);
             local.answering = std::mem::take(&mut local.waiting);
         }
     }
@@ -464,7 +520,7 @@ impl Node {
 
     /// Proposes the recovery of `row`, if one can be planned.
     fn plan(&mut self, now: Time, row: &ContainerRow, after_loss: bool, out: &mut Batch) {
-        match recovery::recover(row, &self.member_ids(), &self.candidates(), after_loss) {
+        match recovery::recover(row, &self.holder_ids(), &self.takers(), after_loss) {
             Plan::Commit(next) => {
                 self.commit(now, *next, out);
             }
@@ -487,7 +543,7 @@ impl Node {
     }
 
     /// The members that are well, with what is known of each.
-    fn candidates(&self) -> Vec<Candidate> {
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
         let Some(view) = self.view() else { return Vec::new() };
         let mut owned: BTreeMap<NodeId, usize> = BTreeMap::new();
         for (_, row) in self.containers.values().filter(|(_, row)| row.is_active()) {
@@ -502,7 +558,8 @@ impl Node {
                 } else {
                     self.peers.get(&row.id).map_or(0, |peer| peer.free_bytes)
                 };
-                Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0))
+                let devices = self.devices.get(&row.id).cloned().unwrap_or_default();
+                Candidate::new(row, free, owned.get(&row.id).copied().unwrap_or(0)).seeing(devices)
             })
             .collect()
     }

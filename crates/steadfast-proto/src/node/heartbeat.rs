@@ -10,6 +10,7 @@ use super::{Batch, Event, Job, Node};
 use crate::detect::{self, Evidence, Heard, Output, Pace, graph};
 use crate::ids::{ContainerId, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::FREEZE_MAX;
+use crate::probation::Sighting;
 use crate::time::Time;
 use crate::wire::{Echo, Heartbeat, Rider};
 
@@ -55,6 +56,7 @@ pub(super) struct Peer {
     pub(super) fenced: BTreeMap<NodeId, ViewId>,
     pub(super) view: ViewId,
     pub(super) free_bytes: u64,
+    pub(super) seen: BTreeMap<NodeId, Sighting>,
 }
 
 /// What this node's own duties added to its last heartbeats.
@@ -105,10 +107,15 @@ impl Node {
             {
                 self.holder.granted(from, sent_at, rider.view);
             }
+            if let Some(report) = rider.report {
+                let way = self.detector.links(from).filter_map(|(_, link)| link.round_trip).max();
+                let unix_ms = self.unix_ms(received_at);
+                self.candidates.reported(from, report, unix_ms, way.unwrap_or_default());
+            }
             let peer = self.peers.entry(from).or_default();
             if newest || incarnation > peer.incarnation {
-                let fenced = rider.fenced.into_iter().collect();
-                *peer = Peer { incarnation, fenced, view: rider.view, free_bytes: rider.free_bytes };
+                let (fenced, seen) = (rider.fenced.into_iter().collect(), rider.seen.into_iter().collect());
+                *peer = Peer { incarnation, fenced, view: rider.view, free_bytes: rider.free_bytes, seen };
             }
         }
         let mut output = Output::default();
@@ -155,12 +162,15 @@ impl Node {
         if grants && self.view().is_some_and(|view| view.has(self.settings.id)) {
             self.holder.granted(self.settings.id, now, self.view_id());
         }
-        let rider = Rider {
+        let mut rider = Rider {
             view: self.view_id(),
             free_bytes: self.memory.free_bytes,
             granted: false,
             fenced: self.fences(now).into_iter().collect(),
+            seen: Vec::new(),
+            report: None,
         };
+        self.look_at_candidates(now, &mut rider);
         if self.told.rider.as_ref() != Some(&rider) {
             self.told = Told { rider: Some(rider.clone()), repeats: RIDER_REPEATS };
         }
@@ -190,7 +200,9 @@ impl Node {
         let owners: BTreeSet<NodeId> = self.active_owners().collect();
         let needs = |node: &NodeId| !view.has(*node) || owners.contains(node);
         let contacts = self.nodes.keys().filter(|id| **id != own).map(|id| {
-            let is_full = (view.grantors.contains(&own) && needs(id))
+            let is_full = self.is_measured(*id)
+                || self.is_measured(own)
+                || (view.grantors.contains(&own) && needs(id))
                 || (view.grantors.contains(id) && needs(&own))
                 || self.nodes.len() <= graph::ALL_PAIRS_MAX;
             (*id, if is_full { Pace::Full } else { Pace::Slow })

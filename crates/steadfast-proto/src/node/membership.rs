@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Batch, Event, Job, JobId, Node, Outcome, Row};
-use crate::catalog::{Key, View};
+use crate::catalog::{Key, View, ViewReason};
 use crate::detect::{Members, graph};
+use crate::flaw::{Flaw, is_planted};
 use crate::ids::{Incarnation, NodeId, ViewId};
 use crate::lease::is_fenced;
 use crate::time::Time;
@@ -23,6 +24,9 @@ const RETRY: Duration = Duration::from_millis(300);
 /// How long ago a node may have been heard to count as present, in beats: those that nobody watches are heard at
 /// every tenth.
 const FRESH_BEATS: u32 = 25;
+
+/// So many nodes found a cluster together: they are members without having been candidates.
+const FOUNDING: usize = 3;
 
 /// What this node remembers about views.
 #[derive(Clone, Debug, Default)]
@@ -105,13 +109,15 @@ impl Node {
         }
         if condemned.is_empty() {
             self.membership.condemned_since = None;
-            self.tend_grantors(now, revision, &view, out);
+            if !self.tend_candidates(now, revision, &view, out) {
+                self.tend_grantors(now, revision, &view, out);
+            }
             return;
         }
         let since = *self.membership.condemned_since.get_or_insert(now);
         if !condemned.contains_key(&self.settings.id) && self.is_my_turn(now, since, &view) {
             let next = view.remove(condemned, self.settings.id);
-            self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+            self.propose_view(now, revision, next, Vec::new(), Vec::new(), out);
         }
     }
 
@@ -174,7 +180,7 @@ impl Node {
         }
     }
 
-    /// Proposes this node as a member once it hears, and is heard by, a majority of the grantors.
+    /// Proposes this node as a member, or applies for it, once it hears a majority of the grantors.
     fn seek_admission(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
         let recently = self.membership.last_attempt.is_some_and(|last| now.since(last) < RETRY);
         if self.membership.admitted_as == Some(self.incarnation) {
@@ -191,15 +197,43 @@ impl Node {
             return;
         }
         self.membership.last_attempt = Some(now);
-        let next = view.admit(own, self.incarnation, own);
-        self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+        // A member that was restarted keeps its place, and so does one that was removed and has duties that nobody took
+        // over; and there is nobody yet to judge the first ones.
+        let was_removed = view.removed.contains_key(&own);
+        let is_founding = view.members.len() + view.removed.len() < FOUNDING && !was_removed;
+        let returns = was_removed && self.is_missed(view);
+        if view.has(own) || ((is_founding || returns) && !self.duties.is_leaving(own)) {
+            let next = view.admit(own, self.incarnation, own);
+            self.propose_view(now, revision, next, Vec::new(), Vec::new(), out);
+        } else {
+            self.apply(now, view, out);
+        }
+    }
+
+    /// Whether this node, removed, still owns what it ran, or holds the only copies of something.
+    fn is_missed(&self, view: &View) -> bool {
+        let own = self.settings.id;
+        self.containers.values().map(|(_, row)| row).filter(|row| row.is_active()).any(|row| {
+            let copies = row.restore_from().map(|checkpoint| &checkpoint.copies);
+            let holds_last = copies
+                .is_some_and(|copies| copies.contains(&own) && copies.iter().all(|node| !view.has(*node)));
+            row.owner == own || (!view.has(row.owner) && holds_last)
+        })
     }
 
     /// Adds a grantor once every member, and a majority of the grantors among them, has had the installed view for
     /// longer than a lease: nobody can then still hold a lease by grantors of long ago.
     fn tend_grantors(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) {
-        let Some(next) = view.next_grantor() else { return };
         let own = self.settings.id;
+        // One whose row is gone, revoked for good, only makes the majority larger; one whose place was taken may still
+        // grant, so another is added first.
+        let gone =
+            view.grantors.iter().copied().find(|node| !view.has(*node) && !self.nodes.contains_key(node));
+        let next = match (gone, view.next_grantor(&self.nodes), view.stale_grantor()) {
+            (Some(node), _, _) | (None, None, Some(node)) => view.drop_grantor(node, own),
+            (None, Some(node), _) => view.add_grantor(node, own),
+            (None, None, None) => return,
+        };
         let settled = (view.members.keys()).all(|id| {
             *id == own
                 || (self.is_fresh(now, *id) && self.peers.get(id).is_some_and(|peer| peer.view == view.id))
@@ -213,9 +247,40 @@ impl Node {
         // The founder's own lease rests on nobody else, so the first addition need not wait for one to end.
         let wait = if view.grantors.len() == 1 { Duration::ZERO } else { self.lease_length() + self.drift() };
         if self.is_my_turn(now, since + wait, view) && now >= since + wait {
-            let next = view.add_grantor(next, own);
-            self.propose(now, Key::View, vec![(Key::View, revision)], vec![Row::View(next)], out);
+            self.propose_view(now, revision, next, Vec::new(), Vec::new(), out);
         }
+    }
+
+    /// Proposes `next` on the view that `revision` wrote, and on no other, together with `rows` on `basis`.
+    pub(super) fn propose_view(
+        &mut self,
+        now: Time,
+        revision: u64,
+        next: View,
+        basis: Vec<(Key, u64)>,
+        rows: Vec<Row>,
+        out: &mut Batch,
+    ) {
+        let verdicts = match &next.reason {
+            ViewReason::Removed(removed) => {
+                let classes = removed.keys().filter_map(|node| Some((*node, self.detector.why_down(*node)?)));
+                classes.collect()
+            }
+            ViewReason::Founded
+            | ViewReason::Admitted(_)
+            | ViewReason::Grantor(_)
+            | ViewReason::NoGrantor(_)
+            | ViewReason::Replaced { .. }
+            | ViewReason::Left(_) => BTreeMap::new(),
+        };
+        let (record, surplus) = next.record(verdicts, self.unix_ms(now));
+        let mut all = vec![Row::View(next), Row::Record(Box::new(record))];
+        all.extend(surplus.map(Row::Forget).into_iter().chain(rows));
+        let mut bases = basis;
+        if !is_planted(Flaw::ViewWithoutBasis) {
+            bases.push((Key::View, revision));
+        }
+        self.propose(now, Key::View, bases, all, out);
     }
 }
 
@@ -235,7 +300,7 @@ mod tests {
         let mut view = (2..=16).fold(View::founded(NodeId(1), Incarnation(1)), |view, node| {
             view.admit(NodeId(node), Incarnation(1), NodeId(1))
         });
-        while let Some(node) = view.next_grantor() {
+        while let Some(node) = view.next_grantor(&BTreeMap::new()) {
             view = view.add_grantor(node, NodeId(1));
         }
         let condemned = |nodes: std::ops::RangeInclusive<u128>| {

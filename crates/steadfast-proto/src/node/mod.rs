@@ -2,20 +2,28 @@
 //!
 //! The runtime and the simulator drive it alike: they step it with [`Input`]s and carry out the [`Batch`] that
 //! each step fills. **A verdict is one node's opinion; only a committed change starts, stops or moves a
-//! container.** The parts: `heartbeat` (datagrams, detection, leases), `membership` (views), `containers` (jobs
+//! container.** The parts: `heartbeat` (datagrams, detection, leases), `membership` (views), `probation`
+//! (candidates), `handover` (duties that go over to another node), `containers` (jobs
 //! and rows), `memory` (checkpoint memory), `status` (what people are shown).
 
 mod containers;
+mod handover;
 mod heartbeat;
 mod membership;
 mod memory;
+mod probation;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::catalog::{Change, CheckpointRef, ClusterRow, ContainerRow, Exit, Key, NodeRow, View};
+use crate::catalog::{
+    Change, CheckpointRef, ClusterRow, ContainerRow, DrainRow, Exit, Intent, Key, NodeRow, ProbationRow,
+    View, ViewRecord,
+};
 use crate::detect::{self, Detector, Evidence, Opinion};
+use crate::devices::DeviceName;
 use crate::ids::{ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId, ViewId};
 use crate::lease::{self, Grantor, Holder};
 use crate::machine::Machine;
@@ -23,7 +31,7 @@ use crate::time::Time;
 use crate::wire::Heartbeat;
 
 pub use containers::{Local, Phase};
-pub use status::{PeerStatus, Status};
+pub use status::{CandidateStatus, PeerStatus, Status};
 
 /// How many nodes one cluster may have; rows beyond it are ignored.
 pub const NODES_MAX: usize = 64;
@@ -41,6 +49,12 @@ pub struct Settings {
     pub networks: Vec<NetworkId>,
     /// How it judges the others.
     pub detect: detect::Settings,
+    /// What it asks of candidates.
+    pub probation: crate::probation::Settings,
+    /// What it wants to become where it is no member.
+    pub intent: Intent,
+    /// The version of the program.
+    pub version: String,
     /// Milliseconds since 1970 at this machine's boot; for time stamps that people read, and nothing else.
     pub boot_unix_ms: u64,
 }
@@ -99,6 +113,8 @@ pub enum Input {
         /// What it is now.
         change: Change,
     },
+    /// The names of the devices that each node surely sees, by the committed rows about devices.
+    Devices(BTreeMap<NodeId, BTreeSet<DeviceName>>),
     /// Everything has been handed over that a read through a majority saw, which began after this node's start and
     /// after its last `Synced`. One is needed; one a minute lets this node free what removed containers left.
     Synced,
@@ -124,6 +140,8 @@ pub enum Input {
         container: ContainerId,
         /// The epoch it was started in.
         epoch: Epoch,
+        /// Whether a checkpoint holds it still.
+        held: bool,
     },
     /// A container's first process ended.
     Exited {
@@ -186,11 +204,21 @@ pub struct Proposal {
     pub rows: Vec<Row>,
 }
 
-/// A row to be written.
+/// A row to be written, or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {
     /// The next view.
     View(View),
+    /// What is kept of it.
+    Record(Box<ViewRecord>),
+    /// Nothing is kept of this view any more.
+    Forget(ViewId),
+    /// A candidate's next row.
+    Probation(ProbationRow),
+    /// This candidate is none any more.
+    NoProbation(NodeId),
+    /// A node that has handed its duties over stays out.
+    Drain(DrainRow),
     /// A container's next row.
     Container(Box<ContainerRow>),
 }
@@ -219,6 +247,15 @@ pub enum Job {
         number: u64,
         /// Nodes that may hold it, best first.
         holders: Vec<NodeId>,
+        /// Whether the program is to stand still afterwards, until [`Job::Release`].
+        hold: bool,
+    },
+    /// Let a container that a checkpoint holds still go on; no outcome returns.
+    Release {
+        /// Which.
+        container: ContainerId,
+        /// The epoch it runs in.
+        epoch: Epoch,
     },
     /// End its first process, with force after `grace`; its exit returns as an input.
     Stop {
@@ -305,6 +342,7 @@ pub struct Node {
     cluster: Option<ClusterRow>,
     view: Option<(u64, View)>,
     nodes: BTreeMap<NodeId, NodeRow>,
+    devices: BTreeMap<NodeId, Arc<BTreeSet<DeviceName>>>,
     containers: BTreeMap<ContainerId, (u64, ContainerRow)>,
     synced: bool,
     leader: Option<NodeId>,
@@ -318,6 +356,10 @@ pub struct Node {
     requested_deadline: Option<Time>,
     lease: heartbeat::Lease,
     membership: membership::Membership,
+    candidates: probation::Candidates,
+    duties: handover::Duties,
+    /// The newest revision of the catalog that was handed over.
+    revision: u64,
     local: BTreeMap<ContainerId, Local>,
     adopted_all: bool,
     restarts: BTreeMap<ContainerId, containers::Restarts>,
@@ -335,6 +377,7 @@ impl Node {
             cluster: None,
             view: None,
             nodes: BTreeMap::new(),
+            devices: BTreeMap::new(),
             containers: BTreeMap::new(),
             synced: false,
             leader: None,
@@ -354,6 +397,9 @@ impl Node {
             requested_deadline: None,
             lease: heartbeat::Lease::default(),
             membership: membership::Membership::default(),
+            candidates: probation::Candidates::default(),
+            duties: handover::Duties::default(),
+            revision: 0,
             local: BTreeMap::new(),
             adopted_all: false,
             restarts: BTreeMap::new(),
@@ -412,6 +458,7 @@ impl Node {
     }
 
     fn committed(&mut self, now: Time, revision: u64, change: Change, out: &mut Batch) {
+        self.revision = self.revision.max(revision);
         match change {
             Change::Cluster(row) => {
                 self.detector.set_lease(row.lease());
@@ -427,6 +474,8 @@ impl Node {
                 self.nodes.remove(&id);
                 self.peers.remove(&id);
             }
+            Change::Probation(id, row) => self.candidates.changed(now, revision, id, row),
+            Change::Drain(id, row) => self.duties.drain_changed(id, row),
             Change::Container(id, row) => self.row_changed(now, revision, id, row, out),
         }
         self.choose_contacts(now);
@@ -454,13 +503,16 @@ impl Machine for Node {
             }
             Input::Interface { network, up } => self.detector.interface(now, network, up),
             Input::Committed { revision, change } => self.committed(now, revision, change, out),
+            Input::Devices(seen) => {
+                self.devices = seen.into_iter().map(|(node, names)| (node, Arc::new(names))).collect();
+            }
             Input::Synced => self.in_step(now),
             Input::Leader(leader) => self.leader = leader,
             Input::Proposed { proposal, accepted: _ } => {
                 self.proposals.remove(&proposal);
             }
             Input::Done { job, outcome } => self.done(now, job, outcome, out),
-            Input::Adopted { container, epoch } => self.adopted(now, container, epoch),
+            Input::Adopted { container, epoch, held } => self.adopted(now, container, epoch, held),
             Input::AdoptedAll => self.adopted_all = true,
             Input::Exited { container, epoch, exit } => self.exited(container, epoch, exit),
             Input::Memory { free_bytes, held } => self.memory_changed(now, free_bytes, held),
@@ -472,6 +524,7 @@ impl Machine for Node {
         self.renew(now, out);
         self.tend_membership(now, out);
         self.tend_containers(now, out);
+        self.tend_handover(now, out);
         // What is due stays due until the deadline is served, however much arrives before.
         let soon = if is_deadline { now + Duration::from_millis(1) } else { Time::ZERO };
         self.requested_deadline = self.next_deadline(now).map(|due| due.max(soon));

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Node, Phase};
-use crate::catalog::{ClusterRow, ContainerRow, NodeRow, View};
+use crate::catalog::{ClusterRow, ContainerRow, DrainRow, NodeRow, ProbationRow, View};
 use crate::detect::{Link, Verdict};
 use crate::ids::{ContainerId, Epoch, Incarnation, NetworkId, NodeId};
+use crate::probation::Evidence;
 use crate::time::Time;
 
 /// A snapshot of one node's knowledge.
@@ -26,6 +27,10 @@ pub struct Status {
     pub nodes: BTreeMap<NodeId, NodeRow>,
     /// What is known of the others by their heartbeats.
     pub peers: BTreeMap<NodeId, PeerStatus>,
+    /// The candidates for membership.
+    pub candidates: BTreeMap<NodeId, CandidateStatus>,
+    /// The nodes that hand over their duties.
+    pub draining: BTreeMap<NodeId, DrainRow>,
     /// Every container's row and the revision that last changed it.
     pub containers: BTreeMap<ContainerId, (u64, ContainerRow)>,
     /// What this node itself has.
@@ -50,6 +55,19 @@ pub struct Status {
     pub unplugged: BTreeSet<NetworkId>,
     /// This node's clock when the snapshot was taken.
     pub now: Time,
+}
+
+/// What is known of a candidate.
+#[derive(Clone, Debug)]
+pub struct CandidateStatus {
+    /// Its row.
+    pub row: ProbationRow,
+    /// The revision that last changed it.
+    pub revision: u64,
+    /// For how long this node has known of this life of it.
+    pub age: Duration,
+    /// How every criterion stands; empty once it is eliminated.
+    pub evidence: Vec<Evidence>,
 }
 
 /// What is known of another node by its heartbeats.
@@ -96,6 +114,8 @@ impl Node {
             view_revision: self.view.as_ref().map_or(0, |(revision, _)| *revision),
             nodes: self.nodes.clone(),
             peers: peers.collect(),
+            candidates: self.candidates_shown(now),
+            draining: self.duties.draining().map(|row| (row.node, *row)).collect(),
             containers: self.containers.clone(),
             local: self.local.iter().map(|(id, local)| (*id, (local.epoch, local.phase.clone()))).collect(),
             leader: self.leader,

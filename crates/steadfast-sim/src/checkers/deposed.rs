@@ -1,7 +1,8 @@
 //! DEPOSED-COMMITS-NOTHING: a checkpoint is committed in the epoch in which it was taken, by the row's owner of that
-//! epoch; epochs never decrease, and a change of owner is a new epoch.
+//! epoch; epochs never decrease, and a change of owner is a new epoch. A hand-over commits the last checkpoint together
+//! with the next epoch, which goes on from it and from no other.
 
-use steadfast_proto::catalog::ContainerRow;
+use steadfast_proto::catalog::{ContainerRow, ContainerState};
 
 use super::{Checker, Fact};
 
@@ -23,7 +24,10 @@ impl Checker for DeposedCommitsNothing {
             return Ok(());
         }
         let taken = after.latest.as_ref().map(|latest| latest.epoch);
-        if taken != Some(before.epoch) || before.epoch != after.epoch {
+        let is_handed_over = after.epoch == before.epoch.next()
+            && after.state == ContainerState::Recovering
+            && after.restore_number == after.latest.as_ref().map(|latest| latest.number);
+        if taken != Some(before.epoch) || (before.epoch != after.epoch && !is_handed_over) {
             return Err(format!("{id:?} in {:?} was given a checkpoint of {taken:?}", before.epoch));
         }
         Ok(())

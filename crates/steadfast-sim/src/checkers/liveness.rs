@@ -5,6 +5,8 @@
 //! was truly lost.
 
 use steadfast_proto::catalog::{ContainerRow, ContainerState, Desired};
+use steadfast_proto::ids::NodeId;
+use steadfast_proto::probation::Standing;
 
 use crate::shims::State;
 use crate::world::World;
@@ -14,8 +16,12 @@ pub(crate) fn unsettled(world: &World) -> Option<String> {
     let Some((_, view)) = world.catalog.view() else { return Some("there is no view".to_owned()) };
     for host in &world.hosts {
         let Some(agent) = &host.agent else { return Some(format!("{:?} has no agent", host.node)) };
-        if view.members.get(&host.node) != Some(&agent.incarnation) {
-            return Some(format!("{:?} is no member as {:?}", host.node, agent.incarnation));
+        // One whose place another took waits for a place of its own, or was told to stay out.
+        let stays_out = view.successors.contains_key(&host.node)
+            || world.catalog.drains().any(|row| row.node == host.node && row.leave);
+        if !stays_out && view.members.get(&host.node) != Some(&agent.incarnation) {
+            let lacks = lacks(world, host.node);
+            return Some(format!("{:?} is no member as {:?}{lacks}", host.node, agent.incarnation));
         }
         if agent.node.installed().map(|installed| installed.id) != Some(view.id) {
             return Some(format!("{:?} has not installed view {}", host.node, view.id));
@@ -38,6 +44,22 @@ pub(crate) fn unsettled(world: &World) -> Option<String> {
         }
     }
     world.catalog.containers().find_map(|(_, row)| unsettled_container(world, row))
+}
+
+/// What a candidate still lacks, by each other node's word.
+fn lacks(world: &World, candidate: NodeId) -> String {
+    let mut said = String::new();
+    for host in &world.hosts {
+        let status = host.agent.as_ref().map(|agent| agent.node.status(host.clock.read(world.now)));
+        let Some(known) = status.and_then(|mut status| status.candidates.remove(&candidate)) else {
+            continue;
+        };
+        let missing = known.evidence.into_iter().filter(|one| one.standing != Standing::Pass);
+        let missing: Vec<String> =
+            missing.map(|one| format!("{}: {}", one.criterion, one.measured)).collect();
+        said.push_str(&format!("; {:?} {:?} lacks {missing:?}", host.node, known.row.intent));
+    }
+    said
 }
 
 fn unsettled_container(world: &World, row: &ContainerRow) -> Option<String> {

@@ -10,9 +10,12 @@ mod network;
 mod no_lost_checkpoint;
 mod no_step_back;
 mod one_list;
+mod view_history;
 
-use steadfast_proto::catalog::{ContainerRow, View};
-use steadfast_proto::ids::{ContainerId, Digest, Epoch, NodeId};
+use std::collections::BTreeMap;
+
+use steadfast_proto::catalog::{ContainerRow, View, ViewRecord};
+use steadfast_proto::ids::{ContainerId, Digest, Epoch, NodeId, ViewId};
 
 use crate::scenario::Scenario;
 
@@ -36,6 +39,8 @@ pub(crate) enum Fact<'a> {
     Installed { node: NodeId, life: u64, view: &'a View },
     /// A view was committed.
     View { view: &'a View },
+    /// A proposal committed a view on so many views as its basis, and this is kept of all of them since.
+    Kept { view: &'a View, bases: usize, records: &'a BTreeMap<ViewId, ViewRecord> },
     /// A container's row was committed, or removed.
     Row { id: ContainerId, before: Option<&'a ContainerRow>, after: Option<&'a ContainerRow>, by_user: bool },
     /// What a container on a host does now.
@@ -80,6 +85,7 @@ impl Checkers {
     pub(crate) fn new(scenario: &Scenario) -> Checkers {
         let mut all: Vec<(&'static str, Box<dyn Checker>)> = vec![
             ("ONE-LIST", Box::<one_list::OneList>::default()),
+            ("VIEW-HISTORY", Box::<view_history::ViewHistory>::default()),
             ("NEVER-TWO", Box::<never_two::NeverTwo>::default()),
             ("NO-STEP-BACK", Box::<no_step_back::NoStepBack>::default()),
             ("NO-LOST-CHECKPOINT", Box::<no_lost_checkpoint::NoLostCheckpoint>::default()),

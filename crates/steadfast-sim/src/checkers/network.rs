@@ -14,7 +14,12 @@ impl Checker for NetworkIsNotProcess {
         let Fact::View { view } = fact else { return Ok(()) };
         match &view.reason {
             ViewReason::Removed(removed) => Err(format!("view {} removed {:?}", view.id, removed.keys())),
-            ViewReason::Founded | ViewReason::Admitted(_) | ViewReason::Grantor(_) => Ok(()),
+            ViewReason::Founded
+            | ViewReason::Admitted(_)
+            | ViewReason::Grantor(_)
+            | ViewReason::NoGrantor(_)
+            | ViewReason::Replaced { .. }
+            | ViewReason::Left(_) => Ok(()),
         }
     }
 }

@@ -39,6 +39,7 @@ impl Checker for NeverTwo {
             }
             Fact::Installed { .. }
             | Fact::View { .. }
+            | Fact::Kept { .. }
             | Fact::Row { .. }
             | Fact::Captured { .. }
             | Fact::Sealed { .. }

@@ -79,6 +79,7 @@ impl Checker for NoLostCheckpoint {
             }
             Fact::Installed { .. }
             | Fact::View { .. }
+            | Fact::Kept { .. }
             | Fact::Copy { .. }
             | Fact::CopyGone { .. }
             | Fact::Captured { .. } => Ok(()),

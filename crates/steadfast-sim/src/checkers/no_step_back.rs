@@ -87,6 +87,7 @@ impl Checker for NoStepBack {
             }
             Fact::Installed { .. }
             | Fact::View { .. }
+            | Fact::Kept { .. }
             | Fact::Row { .. }
             | Fact::Copy { .. }
             | Fact::CopyGone { .. }

@@ -38,7 +38,8 @@ impl Checker for OneList {
                     Some(_) | None => Ok(()),
                 }
             }
-            Fact::Row { .. }
+            Fact::Kept { .. }
+            | Fact::Row { .. }
             | Fact::Copy { .. }
             | Fact::CopyGone { .. }
             | Fact::Captured { .. }

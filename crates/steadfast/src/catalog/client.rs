@@ -19,6 +19,7 @@ use super::membership::{Change, MembershipError};
 use super::network::AskError;
 use super::session::{SessionId, Stamp};
 use super::table::{Command, Reply};
+use super::watch::Feed;
 use super::wire::{ReadRefusal, Request, Response, WriteRefusal};
 use super::{CatalogError, Txn, TxnReply, check_txn};
 

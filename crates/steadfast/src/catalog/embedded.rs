@@ -25,10 +25,10 @@ use super::membership::{Change, MembershipError, split};
 use super::network::{Network, Peers, Transport};
 use super::serve::Incoming;
 use super::store::{Owner, Restored, Store, StoreError};
-use super::watch::LocalWatch;
+use super::watch::{Feed, LocalWatch};
 use super::{
-    BoxFuture, Catalog, CatalogError, CatalogStatus, Role, Rows, Txn, TxnReply, Versioned, WatchStream,
-    check_key,
+    BoxFuture, Catalog, CatalogError, CatalogStatus, EngineKind, Role, Rows, Txn, TxnReply, Versioned,
+    WatchStream, check_key,
 };
 
 /// Entries and bytes of log after which a checkpoint is made.
@@ -173,7 +173,7 @@ impl Embedded {
         restored: Restored,
     ) -> Result<Self, OpenError> {
         let engine_config = engine_config(&config)?;
-        let peers = Arc::new(Peers::new(config.cluster_id, config.node, store.id(), config.transport));
+        let peers = Arc::new(Peers::new(config.cluster_id, config.node, &store, config.transport));
         peers.learn(members(&restored.meta.last_membership));
         let machine = Machine::new(config.node, store.clone(), restored);
         let shared = machine.shared();
@@ -254,6 +254,14 @@ impl Embedded {
     /// [`MembershipError::WouldLoseMajority`] if the remaining voters that answer would be no majority.
     pub async fn remove(&self, node: RaftNodeId) -> Result<(), MembershipError> {
         self.change(Change::Remove(node)).await
+    }
+
+    /// Takes a member's vote; it goes on to follow. Nothing happens to one that has none.
+    ///
+    /// # Errors
+    /// [`MembershipError::WouldLoseMajority`] if the remaining voters that answer would be no majority.
+    pub async fn demote(&self, node: RaftNodeId) -> Result<(), MembershipError> {
+        self.change(Change::Demote(node)).await
     }
 
     /// Elects a new leader now, because the detector's verdict is that `dead` is dead. Does nothing if another node leads, or if this node has no
@@ -353,7 +361,7 @@ impl Catalog for Embedded {
     }
 
     fn watch(&self, prefix: String, from: u64) -> WatchStream {
-        WatchStream::new(Box::new(LocalWatch { shared: Arc::clone(&self.inner.shared), prefix, from }))
+        WatchStream::new(Box::new(LocalWatch { feed: Arc::clone(&self.inner.shared), prefix, from }))
     }
 
     fn leader(&self) -> Option<RaftNodeId> {
@@ -374,6 +382,7 @@ impl Catalog for Embedded {
             ServerState::Shutdown => Role::Closed,
         };
         CatalogStatus {
+            engine: EngineKind::Embedded,
             node: self.inner.node,
             role,
             leader: metrics.current_leader,
@@ -386,6 +395,7 @@ impl Catalog for Embedded {
             voters,
             learners,
             failure,
+            unreachable: None,
         }
     }
 }
@@ -466,7 +476,7 @@ async fn tidy_log(raft: &Raft, store: &Store, seen: &RaftMetrics<Engine>, asked_
 }
 
 /// A number that nobody else draws.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     // Some bits of a UUID are fixed; the halves together have none. Zero stands for an unknown store.
     (high ^ low.rotate_left(32)).max(1)

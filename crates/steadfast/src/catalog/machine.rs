@@ -19,7 +19,7 @@ use super::store::{
     Checkpoint, CheckpointMark, CheckpointRows, Image, Restored, Store, StoreError, StoredImage,
 };
 use super::table::{Reply, Table};
-use super::watch::{History, Reading};
+use super::watch::{Feed, History, Reading};
 use super::{CatalogError, Rows, Versioned};
 
 type Snapshot = openraft::Snapshot<
@@ -84,26 +84,10 @@ impl Shared {
         }
     }
 
-    /// Follows how far the table is.
-    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
-    }
-
     /// The row of a key and the revision of the table.
     pub(crate) fn row(&self, key: &str) -> (u64, Option<Versioned>) {
         let state = self.lock();
         (state.table.revision(), state.table.row(key).cloned())
-    }
-
-    /// All rows under a prefix.
-    pub(crate) fn rows_under(&self, prefix: &str) -> Rows {
-        let state = self.lock();
-        Rows { revision: state.table.revision(), rows: state.table.rows_under(prefix) }
-    }
-
-    /// The first change under a prefix after a revision.
-    pub(crate) fn read_history(&self, prefix: &str, from: u64) -> Reading {
-        self.lock().history.read(prefix, from)
     }
 
     /// Ends all watches and waits with a reason; the first reason stays.
@@ -118,13 +102,27 @@ impl Shared {
         Some(CatalogError::Closed { node: self.node, reason })
     }
 
-    /// The error of a node that is closed, with its reason or else `reason`.
-    pub(crate) fn closed_error(&self, reason: &str) -> CatalogError {
-        self.closed().unwrap_or_else(|| CatalogError::Closed { node: self.node, reason: reason.to_owned() })
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed for Shared {
+    fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    fn read_history(&self, prefix: &str, from: u64) -> Reading {
+        self.lock().history.read(prefix, from)
+    }
+
+    fn rows_under(&self, prefix: &str) -> Rows {
+        let state = self.lock();
+        Rows { revision: state.table.revision(), rows: state.table.rows_under(prefix) }
+    }
+
+    fn closed_error(&self, reason: &str) -> CatalogError {
+        self.closed().unwrap_or_else(|| CatalogError::Closed { node: self.node, reason: reason.to_owned() })
     }
 }
 

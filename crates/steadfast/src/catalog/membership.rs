@@ -29,6 +29,7 @@ pub(crate) enum Change {
     AddLearner(RaftNodeId, Member),
     Promote(RaftNodeId),
     Remove(RaftNodeId),
+    Demote(RaftNodeId),
 }
 
 /// Why the members were not changed.
@@ -102,7 +103,8 @@ pub(crate) async fn change(
     match change {
         Change::AddLearner(node, member) => add_learner(raft, node, member, deadline).await,
         Change::Promote(node) => promote(raft, peers, node, deadline).await,
-        Change::Remove(node) => remove(raft, peers, node, deadline).await,
+        Change::Remove(node) => remove(raft, peers, node, false, deadline).await,
+        Change::Demote(node) => remove(raft, peers, node, true, deadline).await,
     }
 }
 
@@ -124,7 +126,7 @@ async fn add_learner(
         Some(_) => return Err(MembershipError::NumberTaken { node }),
         None => {}
     }
-    submit(raft, ChangeMembers::AddNodes(BTreeMap::from([(node, member)])), deadline).await
+    submit(raft, ChangeMembers::AddNodes(BTreeMap::from([(node, member)])), false, deadline).await
 }
 
 async fn promote(
@@ -154,9 +156,9 @@ async fn promote(
     if member.store != store {
         // Written before it may vote: from then on its messages count only if they come from this store.
         let member = Member { store, ..member.clone() };
-        submit(raft, ChangeMembers::SetNodes(BTreeMap::from([(node, member)])), deadline).await?;
+        submit(raft, ChangeMembers::SetNodes(BTreeMap::from([(node, member)])), false, deadline).await?;
     }
-    submit(raft, ChangeMembers::AddVoterIds(BTreeSet::from([node])), deadline).await
+    submit(raft, ChangeMembers::AddVoterIds(BTreeSet::from([node])), false, deadline).await
 }
 
 async fn caught_up(raft: &Raft, node: RaftNodeId, deadline: Instant) -> Result<(), MembershipError> {
@@ -179,10 +181,12 @@ fn lag(metrics: &RaftMetrics<Engine>, node: RaftNodeId) -> u64 {
     last.saturating_sub(matched.map_or(0, |matched| matched.index() + 1))
 }
 
+/// Takes a node's vote; with `keeps_copy` it still follows.
 async fn remove(
     raft: &Raft,
     peers: &Peers,
     node: RaftNodeId,
+    keeps_copy: bool,
     deadline: Instant,
 ) -> Result<(), MembershipError> {
     let membership = raft.metrics().borrow_watched().membership_config.clone();
@@ -191,7 +195,10 @@ async fn remove(
     }
     let voters: BTreeSet<RaftNodeId> = membership.voter_ids().collect();
     if !voters.contains(&node) {
-        return submit(raft, ChangeMembers::RemoveNodes(BTreeSet::from([node])), deadline).await;
+        if keeps_copy {
+            return Ok(());
+        }
+        return submit(raft, ChangeMembers::RemoveNodes(BTreeSet::from([node])), false, deadline).await;
     }
     let remaining: Vec<RaftNodeId> = voters.into_iter().filter(|voter| *voter != node).collect();
     if remaining.is_empty() {
@@ -202,7 +209,7 @@ async fn remove(
     if alive < needed {
         return Err(MembershipError::WouldLoseMajority { node, remaining: remaining.len(), alive, needed });
     }
-    submit(raft, ChangeMembers::RemoveVoters(BTreeSet::from([node])), deadline).await
+    submit(raft, ChangeMembers::RemoveVoters(BTreeSet::from([node])), keeps_copy, deadline).await
 }
 
 async fn count_alive(peers: &Peers, voters: &[RaftNodeId]) -> usize {
@@ -216,12 +223,14 @@ async fn count_alive(peers: &Peers, voters: &[RaftNodeId]) -> usize {
 async fn submit(
     raft: &Raft,
     change: ChangeMembers<RaftNodeId, Member>,
+    keeps_copy: bool,
     deadline: Instant,
 ) -> Result<(), MembershipError> {
     loop {
         let node = *raft.node_id();
         let unknown = || CatalogError::Unknown { node, waited_ms: 0 };
-        let result = tokio::time::timeout_at(deadline, raft.change_membership(change.clone(), false)).await;
+        let result =
+            tokio::time::timeout_at(deadline, raft.change_membership(change.clone(), keeps_copy)).await;
         let refused = match result {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(RaftError::APIError(refused))) => refused,

@@ -1,19 +1,21 @@
 //! The catalog: a small replicated table that every full member holds, linearizable, with watches.
 //!
 //! This file decides the words of the catalog: what a row, a transaction, a watch and a refusal are, and which limits hold.
-//! The engine behind it, [`Embedded`], is a Raft library on a durable log; another engine may stand behind the same trait.
+//! Two engines stand behind it: [`Embedded`], a Raft library on a durable log, and [`Etcd`], a database of somebody else's.
 //! It must never interpret a value: what a row means is decided by the core.
 //!
-//! Read next: `table` (what one command does), `store` (what is durable when), `embedded` (how a node takes part).
+//! Read next: `table` (what one command does), `store` (what is durable when), `embedded` (how a node takes part), `etcd`.
 
 mod client;
 mod embedded;
 mod engine;
+mod etcd;
 #[doc(hidden)]
 pub mod fuzzing;
 mod machine;
 mod membership;
 mod network;
+mod rescue;
 mod serve;
 mod session;
 mod store;
@@ -30,8 +32,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::embedded::{Embedded, EmbeddedConfig, InitializeError, OpenError, Timings};
 pub use self::engine::{Member, RaftNodeId, StoreId};
+#[doc(hidden)]
+pub use self::etcd::RawEtcd;
+pub use self::etcd::{Etcd, EtcdConfig, EtcdOpenError, EtcdTls};
 pub use self::membership::MembershipError;
 pub use self::network::{Transport, TransportError};
+pub use self::rescue::{Backup, BackupError, Recovered, RescueError, Survivor, restore};
 pub use self::store::StoreError;
 pub use self::watch::{WatchItem, WatchSource, WatchStream, Watched};
 pub use self::wire::MESSAGE_BYTES_MAX;
@@ -117,13 +123,37 @@ pub enum Role {
     Candidate,
     /// It holds a copy and has no vote.
     Learner,
+    /// It asks a database that others keep.
+    Client,
     /// Its store failed or it was shut down; it takes no part until it is opened again.
     Closed,
+}
+
+/// Who keeps the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// The nodes themselves.
+    Embedded,
+    /// An etcd beside them.
+    Etcd,
+}
+
+impl EngineKind {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Etcd => "etcd",
+        }
+    }
 }
 
 /// What one node knows about the catalog, without asking anybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogStatus {
+    /// Who keeps it.
+    pub engine: EngineKind,
     /// This node.
     pub node: RaftNodeId,
     /// What it does.
@@ -142,10 +172,13 @@ pub struct CatalogStatus {
     pub voters: BTreeMap<RaftNodeId, Member>,
     /// The members that only hold a copy.
     pub learners: BTreeMap<RaftNodeId, Member>,
-    /// On a leader whether a majority answered within the last election time-out; elsewhere whether a leader is known. A hint, not a proof.
+    /// On a leader whether a majority answered within the last election time-out; elsewhere whether a leader is known; with etcd whether
+    /// it answered when it was asked last. A hint, not a proof.
     pub has_quorum: bool,
     /// Why the node is closed, in one sentence.
     pub failure: Option<String>,
+    /// Why etcd does not answer, while it does not.
+    pub unreachable: Option<String>,
 }
 
 /// Why the catalog did not answer.
@@ -210,6 +243,24 @@ pub enum CatalogError {
         /// What closed it.
         reason: String,
     },
+    /// etcd did not answer in time, or has no leader. Nothing changed; it may be asked again.
+    #[error("etcd did not answer node {node} within {waited_ms} ms: {reason}")]
+    Unreachable {
+        /// The node that asked.
+        node: RaftNodeId,
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+        /// What happened at last.
+        reason: String,
+    },
+    /// etcd does not do what it was asked for: by a limit of its own, or because this node may not. Nothing changed.
+    #[error(
+        "etcd refused the request ({reason}); the limits and rights that it must give are in docs/operations/catalog.md"
+    )]
+    Refused {
+        /// What it said.
+        reason: String,
+    },
 }
 
 /// Which limit a request breaks.
@@ -259,7 +310,7 @@ pub enum InvalidRequest {
 /// A small table store, the same on every node.
 ///
 /// `get`, `range` and `txn` are linearizable from any member: they need a majority of the voters. `get_stale` and `range_stale`
-/// answer from this node alone and may be old. Revisions count the transactions that changed something.
+/// answer from this node alone and may be old. Revisions grow with every transaction that changed something.
 ///
 /// ```no_run
 /// # async fn example(catalog: std::sync::Arc<dyn steadfast::catalog::Catalog>) -> Result<(), steadfast::catalog::CatalogError> {

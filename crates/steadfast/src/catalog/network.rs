@@ -21,7 +21,7 @@ use openraft::raft::{
 use super::BoxFuture;
 use super::engine::{Engine, Member, RaftNodeId, StoreId, Vote};
 use super::machine::SnapshotImage;
-use super::store::entry_bytes;
+use super::store::{Store, entry_bytes};
 use super::wire::{CHUNK_BYTES, Envelope, Refusal, Request, Response, SnapshotChunk};
 
 type Snapshot = openraft::Snapshot<
@@ -97,7 +97,9 @@ impl AskError {
 
 /// All that is needed to reach the other members.
 pub(crate) struct Peers {
-    pub(crate) cluster: u128,
+    cluster: u128,
+    /// Which life of the cluster this store belongs to; see [`Peers::cluster`].
+    lineage: RwLock<u128>,
     pub(crate) node: RaftNodeId,
     pub(crate) store: StoreId,
     transport: Arc<dyn Transport>,
@@ -111,13 +113,25 @@ impl fmt::Debug for Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(
-        cluster: u128,
-        node: RaftNodeId,
-        store: StoreId,
-        transport: Arc<dyn Transport>,
-    ) -> Self {
-        Self { cluster, node, store, transport, members: RwLock::default() }
+    pub(crate) fn new(cluster: u128, node: RaftNodeId, store: &Store, transport: Arc<dyn Transport>) -> Self {
+        let lineage = RwLock::new(store.lineage());
+        Self { cluster, lineage, node, store: store.id(), transport, members: RwLock::default() }
+    }
+
+    /// The cluster, whatever became of it.
+    pub(crate) fn cluster_id(&self) -> u128 {
+        self.cluster
+    }
+
+    /// The name under which messages are exchanged: that of the cluster until it is recovered from a survivor, and then another, so
+    /// that members that stayed behind are refused.
+    pub(crate) fn cluster(&self) -> u128 {
+        self.cluster ^ *self.lineage.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lineage of a message that was exchanged under `name`.
+    pub(crate) fn adopt(&self, name: u128) {
+        *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = self.cluster ^ name;
     }
 
     /// Learns the members of the latest membership.
@@ -139,12 +153,15 @@ impl Peers {
         timeout: Duration,
     ) -> Result<Response, AskError> {
         let known = self.known_store(to);
-        let envelope = Envelope::new(self.cluster, (self.node, self.store), (to, known), request);
+        let envelope = Envelope::new(self.cluster(), (self.node, self.store), (to, known), request);
         let bytes = envelope.encode().ok_or(AskError::TooLarge { to })?;
         let answer = self.transport.call(to, bytes, timeout).await?;
         let answer =
             Envelope::<Response>::decode(&answer).map_err(|refusal| AskError::Refused { to, refusal })?;
-        if answer.cluster != self.cluster || answer.from != to {
+        if let Response::Refused(refusal @ Refusal::Cluster { .. }) = answer.body {
+            return Err(AskError::Refused { to, refusal });
+        }
+        if answer.cluster != self.cluster() || answer.from != to {
             return Err(AskError::Confused { to });
         }
         if known != StoreId::UNKNOWN && answer.from_store != known {

@@ -15,6 +15,7 @@ use super::embedded::Inner;
 use super::engine::{RaftNodeId, SnapshotMeta, StoreId, Vote};
 use super::machine::{IMAGE_BYTES_MAX, SnapshotImage};
 use super::membership::MembershipError;
+use super::watch::Feed;
 use super::wire::{Envelope, Refusal, Request, Response, SnapshotChunk};
 
 /// Longest time that a member may ask this node to work for it.
@@ -32,7 +33,7 @@ pub(super) struct Incoming {
 
 /// Answers a message.
 pub(super) async fn serve(inner: &Inner, request: &[u8]) -> Bytes {
-    let (to, body) = match open(inner, request) {
+    let (to, body) = match open(inner, request).await {
         Ok(envelope) => {
             ((envelope.from, envelope.from_store), answer(inner, envelope.from, envelope.body).await)
         }
@@ -44,18 +45,19 @@ pub(super) async fn serve(inner: &Inner, request: &[u8]) -> Bytes {
 fn encode<T: Serialize>(inner: &Inner, to: (RaftNodeId, StoreId), body: T) -> Bytes {
     let own = (inner.node, inner.store.id());
     // An empty answer is malformed, which is what the other side then reports.
-    Envelope::new(inner.peers.cluster, own, to, body).encode().unwrap_or_default()
+    Envelope::new(inner.peers.cluster(), own, to, body).encode().unwrap_or_default()
 }
 
 type Sender = (RaftNodeId, StoreId);
 
-fn open(inner: &Inner, request: &[u8]) -> Result<Envelope<Request>, (Sender, Refusal)> {
+async fn open(inner: &Inner, request: &[u8]) -> Result<Envelope<Request>, (Sender, Refusal)> {
     let envelope =
         Envelope::<Request>::decode(request).map_err(|refusal| ((0, StoreId::UNKNOWN), refusal))?;
     let sender = (envelope.from, envelope.from_store);
     let refuse = |refusal| Err((sender, refusal));
-    if envelope.cluster != inner.peers.cluster {
-        return refuse(Refusal::Cluster { found: envelope.cluster, own: inner.peers.cluster });
+    let own = inner.peers.cluster();
+    if envelope.cluster != own && !adopt(inner, envelope.cluster).await {
+        return refuse(Refusal::Cluster { found: envelope.cluster, own });
     }
     if envelope.to != inner.node {
         return refuse(Refusal::Member { found: envelope.to, own: inner.node });
@@ -75,6 +77,28 @@ fn open(inner: &Inner, request: &[u8]) -> Result<Envelope<Request>, (Sender, Ref
         return refuse(Refusal::Closed);
     }
     Ok(envelope)
+}
+
+/// Lets a store that has nothing yet take the lineage of the cluster that speaks to it; whether it did.
+///
+/// The transport lets only nodes of the same cluster through. Lineages differ in the lower half of the name, clusters in both.
+async fn adopt(inner: &Inner, name: u128) -> bool {
+    let lineage = inner.peers.cluster_id() ^ name;
+    if lineage >> u64::BITS != 0 {
+        return false;
+    }
+    match inner.store.adopt(lineage).await {
+        Ok(true) => {
+            tracing::info!(
+                member = inner.node,
+                "this store joins a catalog that was recovered from a survivor"
+            );
+            inner.peers.adopt(name);
+            true
+        }
+        // A store that failed is reported with the next message.
+        Ok(false) | Err(_) => false,
+    }
 }
 
 async fn answer(inner: &Inner, from: RaftNodeId, request: Request) -> Response {

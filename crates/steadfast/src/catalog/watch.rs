@@ -8,8 +8,11 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
+use super::machine::Progress;
 use super::table::Change;
-use super::{BoxFuture, CatalogError, Versioned};
+use super::{BoxFuture, CatalogError, Rows, Versioned};
 
 /// Revisions kept.
 const HISTORY_ITEMS_MAX: usize = 8192;
@@ -84,9 +87,12 @@ impl fmt::Debug for WatchStream {
 /// What was applied lately, revision by revision.
 #[derive(Debug)]
 pub(crate) struct History {
-    /// Revision before the first item.
+    /// Everything after this revision is here.
     base: u64,
-    items: VecDeque<Vec<Change>>,
+    /// The last revision that was added.
+    newest: u64,
+    /// Revision and changes; revisions grow, and another user of the same database may have used those between.
+    items: VecDeque<(u64, Vec<Change>)>,
     bytes: usize,
 }
 
@@ -104,36 +110,37 @@ pub(crate) enum Reading {
 impl History {
     /// An empty history of a table that stands at `revision`.
     pub(crate) fn new(revision: u64) -> Self {
-        Self { base: revision, items: VecDeque::new(), bytes: 0 }
+        Self { base: revision, newest: revision, items: VecDeque::new(), bytes: 0 }
     }
 
     /// Adds all changes of the next revision.
     pub(crate) fn push(&mut self, revision: u64, changes: Vec<Change>) {
-        assert_eq!(revision, self.base + self.items.len() as u64 + 1, "revisions are consecutive");
+        assert!(revision > self.newest, "revisions grow");
+        self.newest = revision;
         self.bytes += changes.iter().map(change_bytes).sum::<usize>();
-        self.items.push_back(changes);
+        self.items.push_back((revision, changes));
         while self.items.len() > HISTORY_ITEMS_MAX || (self.bytes > HISTORY_BYTES_MAX && self.items.len() > 1)
         {
-            let Some(dropped) = self.items.pop_front() else { break };
+            let Some((revision, dropped)) = self.items.pop_front() else { break };
             self.bytes -= dropped.iter().map(change_bytes).sum::<usize>();
-            self.base += 1;
+            self.base = revision;
         }
     }
 
-    /// The first changes under `prefix` after revision `from`.
+    /// The first changes under `prefix` after revision `from`. A revision that changed nothing counts for who watches everything.
     pub(crate) fn read(&self, prefix: &str, from: u64) -> Reading {
         if from < self.base {
             return Reading::Behind;
         }
-        let skip = usize::try_from(from - self.base).unwrap_or(usize::MAX);
-        for (revision, changes) in (from + 1..).zip(self.items.iter().skip(skip)) {
+        let first = self.items.partition_point(|(revision, _)| *revision <= from);
+        for (revision, changes) in self.items.iter().skip(first) {
             let mine: Vec<Change> =
                 changes.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect();
-            if !mine.is_empty() {
-                return Reading::Changed(Watched { revision, changes: mine });
+            if !mine.is_empty() || prefix.is_empty() {
+                return Reading::Changed(Watched { revision: *revision, changes: mine });
             }
         }
-        Reading::Nothing(from.max(self.base + self.items.len() as u64))
+        Reading::Nothing(from.max(self.newest))
     }
 }
 
@@ -141,37 +148,47 @@ fn change_bytes(change: &Change) -> usize {
     64 + change.0.len() + change.1.as_ref().map_or(0, |row| row.value.len())
 }
 
+/// A node's copy of the table, as a watch reads it.
+pub(crate) trait Feed: Send + Sync + 'static {
+    /// Follows how far the copy is.
+    fn progress(&self) -> watch::Receiver<Progress>;
+    /// The first change under a prefix after a revision.
+    fn read_history(&self, prefix: &str, from: u64) -> Reading;
+    /// All rows under a prefix.
+    fn rows_under(&self, prefix: &str) -> Rows;
+    /// The error of a copy that is closed, with its reason or else `reason`.
+    fn closed_error(&self, reason: &str) -> CatalogError;
+}
+
 /// A watch that reads the history of this node.
-pub(crate) struct LocalWatch {
-    pub(crate) shared: Arc<super::machine::Shared>,
+pub(crate) struct LocalWatch<F> {
+    pub(crate) feed: Arc<F>,
     pub(crate) prefix: String,
     pub(crate) from: u64,
 }
 
-impl WatchSource for LocalWatch {
+impl<F: Feed> WatchSource for LocalWatch<F> {
     fn next(&mut self) -> BoxFuture<'_, Result<WatchItem, CatalogError>> {
         Box::pin(async move {
             // Subscribed before the first look: a change between look and wait then ends the wait.
-            let mut progress = self.shared.progress();
+            let mut progress = self.feed.progress();
             loop {
                 progress.mark_unchanged();
-                match self.shared.read_history(&self.prefix, self.from) {
+                match self.feed.read_history(&self.prefix, self.from) {
                     Reading::Changed(watched) => {
                         self.from = watched.revision;
                         return Ok(WatchItem::Changed(watched));
                     }
                     Reading::Nothing(read) => self.from = read,
                     Reading::Behind => {
-                        let rows = self.shared.rows_under(&self.prefix);
+                        let rows = self.feed.rows_under(&self.prefix);
                         self.from = rows.revision;
                         return Ok(WatchItem::Resync { revision: rows.revision, rows: rows.rows });
                     }
                 }
-                if let Some(closed) = self.shared.closed() {
-                    return Err(closed);
-                }
-                if progress.changed().await.is_err() {
-                    return Err(self.shared.closed_error("the catalog was dropped"));
+                let closed = progress.borrow().closed;
+                if closed || progress.changed().await.is_err() {
+                    return Err(self.feed.closed_error("the catalog was dropped"));
                 }
             }
         })
@@ -202,6 +219,18 @@ mod tests {
         assert_eq!(history.read("a/", 5), Reading::Behind);
         assert_eq!(history.read("c/", 10), Reading::Nothing(20));
         assert_eq!(history.read("c/", 99), Reading::Nothing(99));
+    }
+
+    #[test]
+    fn revisions_that_others_used_are_no_gap() {
+        let mut history = History::new(10);
+        history.push(14, vec![change("a", 14)]);
+        history.push(20, Vec::new());
+        assert!(matches!(history.read("a", 10), Reading::Changed(watched) if watched.revision == 14));
+        assert_eq!(history.read("a", 14), Reading::Nothing(20));
+        assert!(matches!(history.read("", 14), Reading::Changed(watched) if watched.revision == 20));
+        assert_eq!(history.read("", 20), Reading::Nothing(20));
+        assert_eq!(history.read("a", 9), Reading::Behind);
     }
 
     #[test]

@@ -118,7 +118,9 @@ pub(crate) enum Refusal {
     Malformed,
     #[error("the message has version {found}; this node speaks version {VERSION}")]
     Version { found: u8 },
-    #[error("the message is for cluster {found:032x}; this node belongs to cluster {own:032x}")]
+    #[error(
+        "the message is for cluster {found:032x}; this node belongs to cluster {own:032x}: another cluster, or the same before it was recovered from a survivor (then empty the catalog's folder of the node that stayed behind)"
+    )]
     Cluster { found: u128, own: u128 },
     #[error("the message is for member {found}; this node is member {own}")]
     Member { found: RaftNodeId, own: RaftNodeId },

@@ -2,24 +2,38 @@
 //!
 //! It decides that every connection is TLS 1.3 by a certificate of this cluster, that a peer's node id
 //! is the one in its certificate, and that only a join may come without a certificate. It never asks
-//! whether a node is still a member: `rpc` asks the catalog's view through a hook. Read next: `rpc`.
+//! whether a node is still a member: `rpc` asks the catalog's view through a hook, and revocations are told to it.
+//! Read next: `live` (what changes while a node runs), `rpc`.
 
+mod live;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber, SignatureAlgorithm,
 };
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring as provider};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     version,
 };
 use steadfast_proto::ids::{ClusterId, NodeId};
+
+use self::live::{Called, Callers, Live, Shown};
+
+/// How long a node's certificate is valid; a running node takes a new one when [`RENEW_AGE`] is over.
+pub const VALIDITY: Duration = Duration::from_secs(398 * 24 * 3600);
+/// The age at which a node's certificate is replaced.
+pub const RENEW_AGE: Duration = Duration::from_secs(265 * 24 * 3600);
 
 /// Behind a node's id in the name of its certificate.
 pub const NAME_SUFFIX: &str = ".node.steadfast";
@@ -173,10 +187,25 @@ impl Authority {
     /// # Errors
     /// The public key has the wrong form.
     pub fn issue(&self, node: NodeId, public_key: &[u8]) -> Result<Vec<u8>, TlsError> {
+        self.issue_from(node, public_key, 0)
+    }
+
+    /// As [`Authority::issue`]. The serial is the time of issue in milliseconds since 1970, and at least `serial_min`:
+    /// of two certificates of one node the later has the higher one, so a revocation needs only one number.
+    ///
+    /// # Errors
+    /// The public key has the wrong form.
+    pub fn issue_from(&self, node: NodeId, public_key: &[u8], serial_min: u64) -> Result<Vec<u8>, TlsError> {
         if public_key.len() != PUBLIC_KEY_BYTES || public_key.first() != Some(&4) {
             return Err(TlsError::PublicKey { found: public_key.len() });
         }
+        let issued = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut params = CertificateParams::new(vec![name_of(node)])?;
+        let serial = u64::try_from(issued.as_millis()).unwrap_or(u64::MAX).max(serial_min).max(1);
+        let digits: Vec<u8> = serial.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
+        params.serial_number = Some(SerialNumber::from(digits));
+        // A clock that is behind must not refuse its own cluster, so only the end is bounded.
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + issued + VALIDITY;
         params.distinguished_name.push(DnType::CommonName, node.to_string());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -207,10 +236,25 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     ids.next().is_none().then_some(id)
 }
 
-/// What one node needs to accept and open connections.
+/// The serial of a node's certificate: when it was issued, in milliseconds since 1970. One that was made before
+/// serials were times, or can't be read, has 0: it counts as the oldest.
+#[must_use]
+pub fn serial_of(certificate: &[u8]) -> u64 {
+    let certificate = CertificateDer::from(certificate);
+    let Ok(parsed) = webpki::EndEntityCert::try_from(&certificate) else { return 0 };
+    let significant: Vec<u8> = parsed.serial().iter().copied().skip_while(|byte| *byte == 0).collect();
+    if significant.len() > size_of::<u64>() {
+        return 0;
+    }
+    significant.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte))
+}
+
+/// What one node needs to accept and open connections. Clones share what changes while it runs.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     node: NodeId,
+    ca: CertificateDer<'static>,
+    live: Arc<Live>,
     server: Arc<ServerConfig>,
     rpc: Arc<ClientConfig>,
     api: Arc<ClientConfig>,
@@ -229,37 +273,52 @@ impl Credentials {
         node_key_pkcs8: &[u8],
     ) -> Result<Self, TlsError> {
         let ca = CertificateDer::from(ca_certificate.to_vec());
-        let own = CertificateDer::from(node_certificate.to_vec());
-        let found = node_of(&own);
-        if found != Some(node) {
-            return Err(TlsError::WrongNode { found, expected: node });
-        }
+        let live = Arc::new(Live::new(certified(node, &ca, node_certificate, node_key_pkcs8)?));
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone())?;
         let roots = Arc::new(roots);
-        // The CA travels along so that a joiner, who knows only its fingerprint, can pin it.
-        let chain = vec![own, ca];
-        let key = PrivatePkcs8KeyDer::from(node_key_pkcs8.to_vec());
         let provider = Arc::new(crypto_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+        let callers = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .allow_unauthenticated()
             .build()?;
+        let callers = Callers { inner: callers, live: Arc::clone(&live) };
+        let called = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
+        let called = Called { inner: called, live: Arc::clone(&live) };
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&version::TLS13])?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), key.clone_key().into())?;
+            .with_client_cert_verifier(Arc::new(callers))
+            .with_cert_resolver(Arc::new(Shown(Arc::clone(&live))));
         server.alpn_protocols = Protocol::ALL.map(|one| one.alpn().to_vec()).into();
-        let client = ClientConfig::builder_with_provider(provider)
+        // A resumed session would stand for the certificates of its beginning, whatever was revoked since.
+        server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key.into())?;
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(called))
+            .with_client_cert_resolver(Arc::new(Shown(Arc::clone(&live))));
+        client.resumption = rustls::client::Resumption::disabled();
         let with_alpn = |protocol: Protocol| {
             let mut config = client.clone();
             config.alpn_protocols = vec![protocol.alpn().to_vec()];
             Arc::new(config)
         };
         let (rpc, api) = (with_alpn(Protocol::Rpc), with_alpn(Protocol::Api));
-        Ok(Self { node, server: Arc::new(server), rpc, api, watch: with_alpn(Protocol::Watch) })
+        Ok(Self { node, ca, live, server: Arc::new(server), rpc, api, watch: with_alpn(Protocol::Watch) })
+    }
+
+    /// Shows another certificate from now on, in every clone; open connections stay as they are.
+    ///
+    /// # Errors
+    /// Certificate and key don't fit each other or this node; the one before is still shown.
+    pub fn replace(&self, node_certificate: &[u8], node_key_pkcs8: &[u8]) -> Result<(), TlsError> {
+        self.live.replace(certified(self.node, &self.ca, node_certificate, node_key_pkcs8)?);
+        Ok(())
+    }
+
+    /// Refuses from now on, in every clone and both directions, certificates of these nodes with these or lower serials.
+    pub fn set_revoked(&self, revoked: BTreeMap<NodeId, u64>) {
+        self.live.set_revoked(revoked);
     }
 
     /// This node.
@@ -283,6 +342,24 @@ impl Credentials {
     pub(crate) fn watch_client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.watch)
     }
+}
+
+/// A node's certificate with its key, checked to be `node`'s.
+fn certified(
+    node: NodeId,
+    ca: &CertificateDer<'static>,
+    node_certificate: &[u8],
+    node_key_pkcs8: &[u8],
+) -> Result<CertifiedKey, TlsError> {
+    let own = CertificateDer::from(node_certificate.to_vec());
+    let found = node_of(&own);
+    if found != Some(node) {
+        return Err(TlsError::WrongNode { found, expected: node });
+    }
+    let key = PrivatePkcs8KeyDer::from(node_key_pkcs8.to_vec());
+    // The CA travels along so that a joiner, who knows only its fingerprint, can pin it.
+    let chain = vec![own, ca.clone()];
+    Ok(CertifiedKey::from_der(chain, key.into(), &crypto_provider())?)
 }
 
 /// The name under which `node` must show a certificate.
@@ -439,6 +516,76 @@ mod tests {
         let foreign = CertificateDer::from(other.issue(NODE, &key.public()).unwrap());
         let chain = [CertificateDer::from(created.certificate().to_vec())];
         pinned.verify_server_cert(&foreign, &chain, &name, &[], UnixTime::now()).unwrap_err();
+    }
+
+    fn credentials(authority: &Authority, node: NodeId) -> (Credentials, CertificateDer<'static>) {
+        let key = NodeKey::generate().unwrap();
+        let certificate = authority.issue(node, &key.public()).unwrap();
+        let made = Credentials::new(node, authority.certificate(), &certificate, &key.private_pkcs8());
+        (made.unwrap(), CertificateDer::from(certificate))
+    }
+
+    /// Whether both sides of a handshake are content, in memory.
+    fn meet(caller: &Credentials, called: &Credentials) -> Result<(), rustls::Error> {
+        let mut client =
+            rustls::ClientConnection::new(caller.rpc_client(), server_name(called.node())).unwrap();
+        let mut server = rustls::ServerConnection::new(called.server()).unwrap();
+        while client.wants_write() || server.wants_write() {
+            let (mut there, mut back) = (Vec::new(), Vec::new());
+            while client.wants_write() {
+                client.write_tls(&mut there).unwrap();
+            }
+            while !there.is_empty() {
+                let read = server.read_tls(&mut there.as_slice()).unwrap();
+                there.drain(..read);
+                server.process_new_packets()?;
+            }
+            while server.wants_write() {
+                server.write_tls(&mut back).unwrap();
+            }
+            while !back.is_empty() {
+                let read = client.read_tls(&mut back.as_slice()).unwrap();
+                back.drain(..read);
+                client.process_new_packets()?;
+            }
+        }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        Ok(())
+    }
+
+    #[test]
+    fn a_later_certificate_has_a_higher_serial_and_an_old_one_none() {
+        let authority = Authority::create(CLUSTER).unwrap();
+        let (_, certificate) = credentials(&authority, NODE);
+        let serial = serial_of(&certificate);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        assert!(u128::from(serial) <= now && u128::from(serial) + 600_000 > now, "{serial}");
+        // A certificate authority's own serial is random and long, as those of node certificates were.
+        assert_eq!(serial_of(authority.certificate()), 0);
+    }
+
+    #[test]
+    fn a_revoked_certificate_is_refused_in_both_directions_and_a_later_one_is_not() {
+        let authority = Authority::create(CLUSTER).unwrap();
+        let (alpha, _) = credentials(&authority, NodeId(1));
+        let (beta, old) = credentials(&authority, NodeId(2));
+        meet(&alpha, &beta).unwrap();
+        meet(&beta, &alpha).unwrap();
+        alpha.set_revoked(BTreeMap::from([(NodeId(2), serial_of(&old))]));
+        for refused in [meet(&alpha, &beta), meet(&beta, &alpha)] {
+            assert_eq!(refused, Err(CertificateError::Revoked.into()));
+        }
+        // Serials are milliseconds: the next one may fall into the same.
+        let key = NodeKey::generate().unwrap();
+        let later = std::iter::repeat_with(|| authority.issue(NodeId(2), &key.public()).unwrap())
+            .find(|later| serial_of(later) > serial_of(&old))
+            .unwrap();
+        beta.clone().replace(&later, &key.private_pkcs8()).unwrap();
+        meet(&alpha, &beta).unwrap();
+        meet(&beta, &alpha).unwrap();
+        let wrong = beta.replace(alpha.ca.as_ref(), &key.private_pkcs8());
+        assert!(matches!(wrong, Err(TlsError::WrongNode { found: None, .. })));
+        meet(&alpha, &beta).unwrap();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use steadfast_proto::catalog::{Change, NodeRow, encode_row};
+use steadfast_proto::catalog::{Change, Key, NodeRow, encode_row};
 use steadfast_proto::ids::{Incarnation, NetworkId, NodeId};
 use steadfast_proto::machine::Machine;
 use steadfast_proto::node::{Batch, Event, Input, Job, JobId, Node, Proposal, RequestId, Row};
@@ -18,10 +18,11 @@ use super::log::Journal;
 use super::rows::Rows;
 use super::witness::{self, Witness};
 use super::{
-    Addresses, DatagramCounts, Inbox, LEADER_POLL, Notice, Noticed, Parts, Question, Report, SpawnError,
-    TIMELINE_MAX, Waiting, network_ids,
+    Addresses, DatagramCounts, Inbox, Keys, LEADER_POLL, Notice, Noticed, Parts, Question, Report,
+    SpawnError, TIMELINE_MAX, Waiting, network_ids,
 };
 use crate::catalog::{CatalogError, Txn};
+use crate::identity::ClusterKey;
 use crate::net::carrier::Carrier;
 use crate::net::datagram::{self, Datagram, Receiver, Refusal, Sender};
 use crate::net::seal::{Introduced, Opener, Sealer};
@@ -69,6 +70,7 @@ struct Driver {
     parts: Parts,
     sender: Sender,
     sealer: Sealer,
+    sealing: ClusterKey,
     opener: Opener,
     introduced: Introduced,
     addresses: Addresses,
@@ -103,6 +105,7 @@ pub(super) fn start(
     let (sender, receiver) = datagram::bind(&bound)?;
     let newest =
         parts.keys.iter().max_by_key(|key| key.epoch).expect("a member holds at least one cluster key");
+    let sealing = newest.clone();
     let sealer =
         Sealer::new(parts.cluster, newest, parts.settings.id, parts.settings.incarnation, parts.boot_salt);
     let opener = Opener::new(parts.cluster, &parts.keys);
@@ -117,6 +120,7 @@ pub(super) fn start(
         node: Node::new(parts.settings.clone(), datagram::now()),
         sender,
         sealer,
+        sealing,
         opener,
         introduced: Introduced::new(datagram::now(), INTRODUCED_AGE_MAX),
         addresses: Addresses::new(),
@@ -178,6 +182,7 @@ impl Driver {
                     None => return,
                     Some(Notice::Stop(stopped)) => return self.stop(stopped).await,
                     Some(Notice::Input(input)) => self.take_in(*input),
+                    Some(Notice::Keys(keys)) => self.rekey(keys),
                 },
                 () = tokio::time::sleep(wake) => self.wake(&mut receiver),
                 Some(testimony) = self.witness.next() => self.step(testimony),
@@ -301,12 +306,31 @@ impl Driver {
     }
 
     fn renumber(&mut self, incarnation: Incarnation) {
-        let newest = self.parts.keys.iter().max_by_key(|key| key.epoch);
-        let newest = newest.expect("a member holds at least one cluster key");
         let (id, salt) = (self.parts.settings.id, self.parts.boot_salt);
-        self.sealer = Sealer::new(self.parts.cluster, newest, id, incarnation, salt);
+        self.sealer = Sealer::new(self.parts.cluster, &self.sealing, id, incarnation, salt);
         self.introduced.restart(datagram::now());
         self.witness.renumber(incarnation);
+    }
+
+    fn rekey(&mut self, keys: Keys) {
+        for key in keys.accepted.iter().filter(|key| key.epoch >= keys.accepted_min) {
+            self.opener.accept_key(key);
+        }
+        let sealing = keys.accepted.into_iter().find(|key| key.epoch == keys.sealing);
+        if let Some(sealing) = sealing
+            && sealing != self.sealing
+        {
+            tracing::info!(
+                from = self.sealing.epoch,
+                to = sealing.epoch,
+                "datagrams are sealed with another key"
+            );
+            self.sealer.rotate(&sealing);
+            self.introduced.restart(datagram::now());
+            self.sealing = sealing;
+        }
+        // Last, and never what this node itself seals with: it must go on hearing those that are in step with it.
+        self.opener.retire_keys_before(keys.accepted_min.min(self.sealing.epoch));
     }
 
     fn step(&mut self, input: Input) {
@@ -381,7 +405,8 @@ impl Driver {
                     Ok(Ok(reply)) => reply.succeeded,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a proposal has no answer");
-                        if matches!(error, CatalogError::NoMajority { .. }) {
+                        if matches!(error, CatalogError::NoMajority { .. } | CatalogError::Unreachable { .. })
+                        {
                             tokio::time::sleep(LEADER_POLL).await;
                         }
                         false
@@ -411,12 +436,15 @@ fn transaction(proposal: Proposal) -> Result<Txn, steadfast_proto::catalog::RowE
     let mut puts = Vec::new();
     for row in proposal.rows {
         let (key, bytes) = match &row {
-            Row::View(view) => (steadfast_proto::catalog::Key::View, encode_row(view)?),
-            Row::Container(row) => {
-                (steadfast_proto::catalog::Key::Container(row.id), encode_row(row.as_ref())?)
-            }
+            Row::View(view) => (Key::View, Some(encode_row(view)?)),
+            Row::Record(record) => (Key::ViewRecord(record.view.id), Some(encode_row(record.as_ref())?)),
+            Row::Forget(id) => (Key::ViewRecord(*id), None),
+            Row::Probation(row) => (Key::Probation(row.node), Some(encode_row(row)?)),
+            Row::NoProbation(node) => (Key::Probation(*node), None),
+            Row::Drain(row) => (Key::Drain(row.node), Some(encode_row(row)?)),
+            Row::Container(row) => (Key::Container(row.id), Some(encode_row(row.as_ref())?)),
         };
-        puts.push((key.encode(), Some(bytes.into())));
+        puts.push((key.encode(), bytes.map(Into::into)));
     }
     Ok(Txn { compare, puts })
 }

@@ -54,6 +54,7 @@ impl Journal {
             | Input::Memory { .. }
             | Input::Renumbered(_)
             | Input::Request(..)
+            | Input::Devices(_)
             | Input::Deadline => {}
         }
     }

@@ -44,7 +44,7 @@ pub struct Parts {
     pub addresses: Vec<(String, SocketAddr)>,
     /// The cluster.
     pub cluster: ClusterId,
-    /// Keys for datagrams: the newest seals, all open.
+    /// Keys for datagrams: the newest seals, all open. [`NodeHandle::set_keys`] changes them.
     pub keys: Vec<ClusterKey>,
     /// Random, and new at each start.
     pub boot_salt: [u8; 16],
@@ -97,7 +97,19 @@ impl Report {
 #[derive(Debug)]
 enum Notice {
     Input(Box<Input>),
+    Keys(Keys),
     Stop(oneshot::Sender<()>),
+}
+
+/// Which keys datagrams are sealed and opened with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// Those that open, in any order; an epoch below `accepted_min` is dropped.
+    pub accepted: Vec<ClusterKey>,
+    /// The epoch that seals; one that is not among `accepted` changes nothing.
+    pub sealing: u32,
+    /// The oldest epoch that opens.
+    pub accepted_min: u32,
 }
 
 /// What somebody wants to know or to have done: outsiders may ask without end, so only [`QUESTIONS_MAX`] wait.
@@ -253,9 +265,9 @@ impl NodeHandle {
         self.memory.send_replace(MemoryReport { free_bytes, held });
     }
 
-    /// Tells the node of a container that an earlier agent started.
-    pub fn adopted(&self, container: ContainerId, epoch: Epoch) {
-        self.input(Input::Adopted { container, epoch });
+    /// Tells the node of a container that an earlier agent started, and whether a checkpoint holds it still.
+    pub fn adopted(&self, container: ContainerId, epoch: Epoch, held: bool) {
+        self.input(Input::Adopted { container, epoch, held });
     }
 
     /// Tells the node that all such containers have been told of.
@@ -266,6 +278,12 @@ impl NodeHandle {
     /// Tells the node that a container's first process ended.
     pub fn exited(&self, container: ContainerId, epoch: Epoch, exit: Exit) {
         self.input(Input::Exited { container, epoch, exit });
+    }
+
+    /// Seals and opens datagrams with these keys from now on.
+    pub fn set_keys(&self, keys: Keys) {
+        // A node that has stopped needs no keys.
+        let _ = self.notices.send(Notice::Keys(keys));
     }
 
     /// Every event from now on. A reader that falls behind by [`TIMELINE_MAX`] is told how many it missed.

@@ -4,11 +4,14 @@
 //! A node that has just started first hands over what it had on its own disk, so that it knows its peers before
 //! there is a quorum. Only a linearizable read makes it `Synced`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_proto::catalog::decode_change;
+use steadfast_proto::devices::DeviceName;
+use steadfast_proto::devices::registry::DeviceRows;
+use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Input;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -24,6 +27,10 @@ pub(super) struct Rows {
     /// Up to which revision everything has been handed over.
     seen: u64,
     known: BTreeSet<String>,
+    devices: DeviceRows,
+    /// Whether a row about devices changed since the core was told where they are.
+    are_devices_new: bool,
+    located: BTreeMap<NodeId, BTreeSet<DeviceName>>,
     sync: Option<oneshot::Receiver<u64>>,
     synced_at: Option<u64>,
     catalog: Arc<dyn Catalog>,
@@ -36,8 +43,17 @@ impl Rows {
         let watch = catalog.watch(String::new(), stale.revision);
         let (found, sync) = oneshot::channel();
         runtime.spawn(sync_with_majority(Arc::clone(&catalog), found));
-        let mut rows =
-            Rows { watch, seen: 0, known: BTreeSet::new(), sync: Some(sync), synced_at: None, catalog };
+        let mut rows = Rows {
+            watch,
+            seen: 0,
+            known: BTreeSet::new(),
+            devices: DeviceRows::default(),
+            are_devices_new: false,
+            located: BTreeMap::new(),
+            sync: Some(sync),
+            synced_at: None,
+            catalog,
+        };
         rows.replace(stale.revision, stale.rows, inputs);
         rows
     }
@@ -80,6 +96,7 @@ impl Rows {
                     self.change(watched.revision, key, value, inputs);
                 }
                 self.seen = watched.revision;
+                self.tell_devices(inputs);
             }
             WatchItem::Resync { revision, rows } => self.replace(revision, rows, inputs),
         }
@@ -96,11 +113,28 @@ impl Rows {
             self.change(revision, key, Some(row), inputs);
         }
         self.seen = revision;
+        self.tell_devices(inputs);
+    }
+
+    /// Tells the core where devices are, when that has changed.
+    fn tell_devices(&mut self, inputs: &mut Vec<Input>) {
+        if !std::mem::take(&mut self.are_devices_new) {
+            return;
+        }
+        let located = self.devices.located();
+        if located != self.located {
+            self.located.clone_from(&located);
+            inputs.push(Input::Devices(located));
+        }
     }
 
     fn change(&mut self, revision: u64, key: String, value: Option<Versioned>, inputs: &mut Vec<Input>) {
         let bytes = value.as_ref().map(|row| &row.value[..]);
         let version = value.as_ref().map_or(revision, |row| row.version);
+        match self.devices.learn(&key, value.as_ref().map(|row| (row.version, &row.value[..]))) {
+            Ok(is_device) => self.are_devices_new |= is_device,
+            Err(error) => tracing::error!(key, %error, "a row about devices can't be read and is ignored"),
+        }
         match decode_change(&key, bytes) {
             Ok(Some(change)) => inputs.push(Input::Committed { revision: version, change }),
             Ok(None) => {}

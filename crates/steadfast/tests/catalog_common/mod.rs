@@ -11,6 +11,10 @@
     reason = "shared by test programs only"
 )]
 
+pub mod etcds;
+pub mod history;
+pub mod processes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -187,9 +191,18 @@ impl Cluster {
     }
 
     pub async fn try_start(&self, node: RaftNodeId) -> Result<Embedded, OpenError> {
-        let member = Embedded::open(self.config(node)).await?;
+        self.try_start_with(self.config(node)).await
+    }
+
+    async fn try_start_with(&self, config: EmbeddedConfig) -> Result<Embedded, OpenError> {
+        let node = config.node;
+        let member = Embedded::open(config).await?;
         self.network.world.lock().unwrap().members.insert(node, member.clone());
         Ok(member)
+    }
+
+    pub async fn start_with(&self, config: EmbeddedConfig) -> Embedded {
+        self.try_start_with(config).await.unwrap()
     }
 
     pub async fn start(&self, node: RaftNodeId) -> Embedded {

@@ -6,6 +6,7 @@
 //! its table and key; a record that does not match is named and never served.
 //! Read next: `writer` (the one thread that writes), `record` (the form of a record), `raft` (what the engine calls).
 
+mod plant;
 mod raft;
 pub(super) mod record;
 mod writer;
@@ -21,6 +22,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend};
 use tokio::sync::oneshot;
 
+pub(crate) use self::plant::{Contents, Plant, contents, exists, plant};
 pub(crate) use self::raft::entry_bytes;
 pub(crate) use self::record::{CheckpointMark, Image};
 use self::record::{HEADER, LOG, META, ROWS};
@@ -127,6 +129,8 @@ struct Memory {
     purged: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
+    /// 0 until the catalog was recovered from a survivor; then a number drawn at random.
+    lineage: u128,
 }
 
 /// What a store holds for the state machine when it is opened.
@@ -182,6 +186,32 @@ impl Store {
     /// The name of this store.
     pub(crate) fn id(&self) -> StoreId {
         self.inner.id
+    }
+
+    /// Which life of its cluster it belongs to.
+    pub(crate) fn lineage(&self) -> u128 {
+        self.memory().lineage
+    }
+
+    /// Takes a lineage, durably, if nothing was ever stored here; whether it has that lineage now.
+    pub(crate) async fn adopt(&self, lineage: u128) -> Result<bool, StoreError> {
+        let receiver = {
+            let mut memory = self.memory();
+            let blank = memory.entries.is_empty()
+                && memory.purged.is_none()
+                && memory.vote.is_none()
+                && memory.committed.is_none();
+            if memory.lineage == lineage || memory.lineage != 0 || !blank {
+                return Ok(memory.lineage == lineage);
+            }
+            memory.lineage = lineage;
+            let (done, receiver) = oneshot::channel();
+            // Before the memory is free again: what follows from the lineage is written after it.
+            self.submit(Job::Lineage(lineage, done));
+            receiver
+        };
+        let closed = || StoreError::Closed { path: self.inner.path.clone() };
+        receiver.await.unwrap_or_else(|_| Err(closed())).map(|()| true)
     }
 
     /// Why the store closed itself, if it did.

@@ -25,6 +25,7 @@ pub(super) const VOTE: &str = "vote";
 pub(super) const COMMITTED: &str = "committed";
 pub(super) const PURGED: &str = "purged";
 pub(super) const CHECKPOINT: &str = "checkpoint";
+pub(super) const LINEAGE: &str = "lineage";
 
 /// Version of this form; a store of another version is refused.
 const FORMAT: u32 = 1;
@@ -116,6 +117,7 @@ pub(super) fn load(path: &Path, database: &Database, owner: Owner) -> Result<Loa
         vote: read_meta(path, &view, VOTE)?,
         committed: read_meta(path, &view, COMMITTED)?,
         purged: read_meta(path, &view, PURGED)?,
+        lineage: read_meta(path, &view, LINEAGE)?.unwrap_or(0),
         ..Memory::default()
     };
     read_log(path, &view, &mut memory)?;

@@ -13,7 +13,9 @@ use openraft::storage::IOFlushed;
 use redb::{Database, WriteTransaction};
 use tokio::sync::oneshot;
 
-use super::record::{self, CHECKPOINT, COMMITTED, CheckpointMark, LOG, META, PURGED, ROWS, VOTE};
+use super::record::{
+    self, CHECKPOINT, COMMITTED, CheckpointMark, Image, LINEAGE, LOG, META, PURGED, ROWS, VOTE,
+};
 use super::{StoreError, from_redb, guarded};
 use crate::catalog::engine::{Engine, LogId, Vote};
 use crate::catalog::table::Change;
@@ -48,6 +50,7 @@ pub(super) enum Job {
     Purge(LogId),
     Committed(Option<LogId>),
     Checkpoint(Box<Checkpoint>, Done),
+    Lineage(u128, Done),
 }
 
 impl Job {
@@ -60,16 +63,21 @@ impl Job {
         match self {
             Self::Append(_, flushed) => flushed.io_completed(result.clone().map_err(io::Error::from)),
             // Whoever waited may have been dropped with the engine: then nobody needs the answer.
-            Self::Vote(_, done) | Self::Truncate(_, done) | Self::Checkpoint(_, done) => {
-                drop(done.send(result.clone()))
-            }
+            Self::Vote(_, done)
+            | Self::Truncate(_, done)
+            | Self::Checkpoint(_, done)
+            | Self::Lineage(_, done) => drop(done.send(result.clone())),
             Self::Purge(_) | Self::Committed(_) => {}
         }
     }
 
     fn needs_sync(&self) -> bool {
         match self {
-            Self::Append(..) | Self::Vote(..) | Self::Truncate(..) | Self::Checkpoint(..) => true,
+            Self::Append(..)
+            | Self::Vote(..)
+            | Self::Truncate(..)
+            | Self::Checkpoint(..)
+            | Self::Lineage(..) => true,
             Self::Purge(_) | Self::Committed(_) => false,
         }
     }
@@ -83,7 +91,9 @@ impl Job {
                     .map(|(key, row)| key.len() + row.as_ref().map_or(0, |row| row.value.len()))
                     .sum(),
             },
-            Self::Vote(..) | Self::Truncate(..) | Self::Purge(_) | Self::Committed(_) => 64,
+            Self::Vote(..) | Self::Truncate(..) | Self::Purge(_) | Self::Committed(_) | Self::Lineage(..) => {
+                64
+            }
         }
     }
 }
@@ -170,8 +180,34 @@ fn apply(transaction: &WriteTransaction, job: &Job) -> Result<(), redb::Error> {
             put_meta(transaction, PURGED, &record::meta_record(PURGED, upto))?;
         }
         Job::Checkpoint(checkpoint, _) => write_checkpoint(transaction, checkpoint)?,
+        Job::Lineage(lineage, _) => put_lineage(transaction, *lineage)?,
     }
     Ok(())
+}
+
+/// Writes what a planted store begins with, all at once.
+pub(super) fn plant(
+    path: &Path,
+    database: &Database,
+    mark: &CheckpointMark,
+    image: Image,
+    (vote, lineage): (&Vote, u128),
+) -> Result<(), StoreError> {
+    let failed = |error| from_redb(path, "writing", error);
+    let transaction = database.begin_write().map_err(|error| failed(error.into()))?;
+    let rows = Rows::All(image.rows.into_iter().map(|(key, row)| (key, Some(row))).collect());
+    write_checkpoint(&transaction, &Checkpoint { mark: mark.clone(), rows }).map_err(failed)?;
+    put_meta(&transaction, VOTE, &record::meta_record(VOTE, vote)).map_err(failed)?;
+    if let Some(last) = &mark.meta.last_log_id {
+        put_meta(&transaction, COMMITTED, &record::meta_record(COMMITTED, last)).map_err(failed)?;
+        put_meta(&transaction, PURGED, &record::meta_record(PURGED, last)).map_err(failed)?;
+    }
+    put_lineage(&transaction, lineage).map_err(failed)?;
+    transaction.commit().map_err(|error| from_redb(path, "syncing", error.into()))
+}
+
+fn put_lineage(transaction: &WriteTransaction, lineage: u128) -> Result<(), redb::Error> {
+    put_meta(transaction, LINEAGE, &record::meta_record(LINEAGE, &lineage))
 }
 
 fn put_meta(transaction: &WriteTransaction, key: &str, record: &[u8]) -> Result<(), redb::Error> {

@@ -1,0 +1,220 @@
+//! Probation and single-view replacement (PROTOCOLS 3.4) with real agents: who may become a member, and how one takes the
+//! place of another while a program goes on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use steadfast_cli::api::types::{Node, Probation};
+use steadfast_cli::api::view_types::ViewRecord;
+use steadfast_cli::bed::{Direction, Fault, Host};
+
+use super::support::{COUNTER, Trial, builder};
+
+/// The machine that waits in readiness.
+const SPARE: usize = 3;
+
+/// Four hosts, of which the last has left and waits in readiness.
+fn with_spare(settings: &[(&str, &str)]) -> Trial {
+    let hosts =
+        settings.iter().fold(builder().hosts(SPARE + 1), |bed, (section, line)| bed.setting(section, line));
+    let trial = Trial::with(hosts);
+    let spare = trial.bed.host(SPARE);
+    trial.bed.host(0).steadfast_text(&["leave", spare.name()]).unwrap();
+    spare.kill_agent().unwrap();
+    let text = std::fs::read_to_string(spare.config()).unwrap();
+    std::fs::write(spare.config(), text.replacen("[node]\n", "[node]\nstandby = true\n", 1)).unwrap();
+    trial.bed.host(0).steadfast_text(&["drain", "--undo", spare.name()]).unwrap();
+    trial
+}
+
+fn node(trial: &Trial, name: &str) -> Node {
+    let nodes: Vec<Node> = trial.some_host().steadfast_as(&["nodes", "-o", "json"]).unwrap();
+    nodes.into_iter().find(|node| node.name == name).unwrap()
+}
+
+fn probation(trial: &Trial) -> Option<Probation> {
+    node(trial, trial.bed.host(SPARE).name()).probation
+}
+
+fn wait_ready(trial: &Trial) {
+    trial.wait("the spare to be ready", || probation(trial).filter(|probation| probation.ready));
+}
+
+fn start(host: &Host) {
+    host.start_agent().unwrap();
+    host.wait_ready().unwrap();
+}
+
+fn views(trial: &Trial) -> Vec<ViewRecord> {
+    trial.some_host().steadfast_as(&["views", "-o", "json"]).unwrap()
+}
+
+/// Takes note, while `work` goes on, that nothing which the witness has heard may be lost.
+fn losing_nothing<T>(trial: &Trial, work: impl FnOnce() -> T) -> T {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                trial.witness.commit(trial.witness.mark());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        ended.store(true, Ordering::SeqCst);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[test]
+fn a_ready_machine_takes_a_living_ones_place_in_one_view_and_its_program_loses_nothing() {
+    let trial = with_spare(&[]);
+    let (old, spare) = (trial.bed.host(1), trial.bed.host(SPARE));
+    trial.start_counter(1);
+    trial.checkpoint();
+    let first = trial.bed.host(0);
+    let refused = |arguments: &[&str], code: &str| {
+        let error = first.steadfast_text(arguments).unwrap_err().to_string();
+        assert!(error.contains(code), "{arguments:?}: {error}");
+    };
+    refused(&["replace", old.name(), spare.name()], "SF-0052");
+    start(spare);
+    wait_ready(&trial);
+    let before = views(&trial);
+    refused(&["replace", old.name(), old.name()], "SF-0053");
+    refused(&["replace", old.name(), trial.bed.host(2).name()], "SF-0045");
+    refused(&["replace", "nobody", spare.name()], "SF-0011");
+    assert_eq!(views(&trial).len(), before.len(), "what was refused changed nothing");
+
+    let epoch = trial.counter().epoch;
+    losing_nothing(&trial, || {
+        first.steadfast_text(&["replace", old.name(), spare.name()]).unwrap();
+        trial.wait_recovered(epoch);
+    });
+    trial.witness.assert_clean();
+    let after = trial.counter();
+    assert_eq!((after.node.as_str(), after.epoch), (spare.name(), epoch + 1));
+    let swap: Vec<ViewRecord> = views(&trial).into_iter().filter(|view| view.change == "replaced").collect();
+    let [swap] = swap.as_slice() else { panic!("{swap:?}") };
+    let swapped: Vec<&str> = swap.nodes.iter().map(|node| node.node.as_str()).collect();
+    assert_eq!(swapped, [old.name(), spare.name()]);
+    assert_eq!(swap.members.len(), 3);
+    assert_eq!(swap.id, before.last().unwrap().id + 1, "one view, and none between");
+    assert_eq!(node(&trial, old.name()).state, "left");
+    // The duties of a grantor follow, one at a time; then the cluster survives the loss of what ran there as before.
+    trial.wait("the old one's grants to end", || {
+        let views = views(&trial);
+        views.iter().any(|view| view.change == "no_grantor").then_some(())
+    });
+    trial.checkpoint();
+    let epoch = trial.counter().epoch;
+    spare.power_off().unwrap();
+    let recovered = trial.wait_recovered(epoch);
+    assert_ne!(recovered.node, old.name(), "it stays out");
+    trial.witness.assert_clean();
+}
+
+#[test]
+fn a_ready_machine_takes_a_dead_ones_place_and_a_standby_takes_it_by_itself() {
+    let trial = with_spare(&[]);
+    let (dead, spare) = (trial.bed.host(2), trial.bed.host(SPARE));
+    start(spare);
+    wait_ready(&trial);
+    dead.power_off().unwrap();
+    trial.wait("the standby to take the dead one's place", || {
+        let state = node(&trial, spare.name()).state;
+        (state == "member").then_some(())
+    });
+    let swap = views(&trial).into_iter().find(|view| view.change == "replaced").unwrap();
+    assert_eq!(swap.reason, format!("{} took the place of {}", spare.name(), dead.name()));
+    // Back again, it is a candidate like any other, and there is no place to take.
+    dead.power_on().unwrap();
+    start(dead);
+    trial.wait("the one that is back to be ready", || {
+        let probation = node(&trial, dead.name()).probation?;
+        (probation.ready && probation.intent == "standby").then_some(())
+    });
+    assert_eq!(node(&trial, dead.name()).state, "ready");
+    // An operator may have it take a living one's place.
+    trial.bed.host(0).steadfast_text(&["replace", spare.name(), dead.name()]).unwrap();
+    assert_eq!(node(&trial, dead.name()).state, "member");
+    assert_eq!(node(&trial, spare.name()).state, "left");
+}
+
+#[test]
+fn each_criterion_eliminates_for_exactly_that_reason() {
+    let trial = with_spare(&[
+        ("probation", "seen = \"1s\""),
+        ("probation", "clean = \"2s\""),
+        ("probation", "deadline = \"5s\""),
+        ("probation", "round_trip = \"40ms\""),
+        ("probation", "memory = \"64MiB\""),
+    ]);
+    let spare = trial.bed.host(SPARE);
+    let network = trial.bed.networks()[0].clone();
+    let cut = |first: usize| Fault::Pair { first, second: SPARE, network: network.clone() };
+    let everywhere = |first: usize| {
+        let networks = trial.bed.networks().to_vec();
+        networks.into_iter().map(move |network| Fault::Pair { first, second: SPARE, network })
+    };
+    let lossy =
+        Fault::Loss { host: SPARE, network: network.clone(), percent: 15, direction: Direction::FromHost };
+    let cases: [(&str, Vec<Fault>); 3] =
+        [("heartbeats", everywhere(2).collect()), ("clean period", vec![cut(1)]), ("loss", vec![lossy])];
+    for (criterion, faults) in cases {
+        for fault in faults {
+            trial.bed.inject(fault).unwrap();
+        }
+        eliminated(&trial, criterion);
+        spare.kill_agent().unwrap();
+        trial.bed.heal_all().unwrap();
+    }
+    trial.bed.set_delay(SPARE, &network, Duration::from_millis(40), Duration::from_millis(2)).unwrap();
+    eliminated(&trial, "delay");
+    spare.kill_agent().unwrap();
+    trial.bed.set_delay(SPARE, &network, Duration::ZERO, Duration::ZERO).unwrap();
+
+    let text = std::fs::read_to_string(spare.config()).unwrap();
+    let (before, rest) = text.split_once("[checkpoint]\nmemory = \"").unwrap();
+    let (lent, rest) = rest.split_once('"').unwrap();
+    let poor = format!("{before}[checkpoint]\nmemory = \"8MiB\"{rest}");
+    assert_ne!(lent, "8MiB");
+    std::fs::write(spare.config(), poor).unwrap();
+    eliminated(&trial, "memory");
+    spare.kill_agent().unwrap();
+
+    // Nothing of that lasts: in its next life it is as good as any.
+    std::fs::write(spare.config(), text).unwrap();
+    start(spare);
+    wait_ready(&trial);
+}
+
+/// Starts the spare, and waits until this life of it is eliminated for `criterion`.
+fn eliminated(trial: &Trial, criterion: &str) {
+    let before = probation(trial).map(|probation| probation.applied_unix_ms);
+    start(trial.bed.host(SPARE));
+    let found = trial.wait(&format!("an elimination for {criterion}"), || {
+        let probation = probation(trial).filter(|probation| Some(probation.applied_unix_ms) != before)?;
+        probation.eliminated
+    });
+    assert_eq!(found.criterion, criterion, "{found:?}");
+    assert!(!found.advice.is_empty());
+}
+
+#[test]
+fn a_drained_node_hands_its_program_over_and_takes_it_back_when_it_may() {
+    let trial = Trial::new();
+    trial.start_counter(0);
+    trial.checkpoint();
+    let (first, second) = (trial.bed.host(0), trial.bed.host(1));
+    let epoch = trial.counter().epoch;
+    losing_nothing(&trial, || {
+        second.steadfast_text(&["drain", first.name()]).unwrap();
+        trial.wait_recovered(epoch);
+    });
+    trial.witness.assert_clean();
+    assert_ne!(trial.counter().node, first.name());
+    assert_eq!(node(&trial, first.name()).state, "draining");
+    second.steadfast_text(&["drain", "--undo", first.name()]).unwrap();
+    assert_eq!(node(&trial, first.name()).state, "member");
+    assert_eq!(trial.counter().name, COUNTER);
+}
