@@ -294,11 +294,13 @@ pub(crate) async fn seek_admission(
             Role::Client | Role::Closed => return,
         };
         let votes = votes && status.voters.contains_key(&request.engine_id);
+        // What this node has of the membership may be of before it was taken off: then nobody leads it.
+        let is_led = embedded.leader().is_some();
         if follows && said != Some(votes) {
             tracing::info!(voters = status.voters.len(), votes, "this node takes part in the catalog");
             said = Some(votes);
         }
-        if votes || (follows && status.voters.len() >= VOTERS_MAX) {
+        if is_led && (votes || (follows && status.voters.len() >= VOTERS_MAX)) {
             tokio::time::sleep(VOTE_PAUSE).await;
             continue;
         }
@@ -316,7 +318,7 @@ pub(crate) async fn seek_admission(
     }
 }
 
-/// Answers nodes that start: whether somebody else lives under their identity. `hears` says whether this node hears
+/// Answers nodes that start: who else lives under their identity, in words, or nothing. `hears` says whether this node hears
 /// the node id alive now.
 pub(crate) fn offer_greetings(services: &Services, rows: &Rows, hears: Hears) {
     let rows = rows.clone();
@@ -328,10 +330,10 @@ pub(crate) fn offer_greetings(services: &Services, rows: &Rows, hears: Hears) {
             if row.fingerprint == fingerprint || !hears(peer).await {
                 return Ok(Bytes::new());
             }
-            Err(format!(
+            Ok(Bytes::from(format!(
                 "{} lives on a machine with fingerprint {} already, and this one has {fingerprint}",
                 row.name, row.fingerprint
-            ))
+            )))
         })
     });
 }
@@ -353,8 +355,9 @@ pub(crate) async fn refuse_clone(
     let mut answered = 0;
     while let Some(answer) = asked.next().await {
         match answer {
-            Ok(_) => answered += 1,
-            Err(RpcError::Refused { reason, .. }) => {
+            Ok(claim) if claim.is_empty() => answered += 1,
+            Ok(claim) => {
+                let reason = String::from_utf8_lossy(&claim);
                 return Err(Failure::new(
                     Code::IdentityCloned,
                     format!(
@@ -362,6 +365,7 @@ pub(crate) async fn refuse_clone(
                     ),
                 ));
             }
+            // One that is starting itself, or can't be reached, claims nothing.
             Err(_) => {}
         }
         if !moved && 2 * answered >= others.len() {

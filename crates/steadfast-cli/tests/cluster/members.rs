@@ -37,7 +37,8 @@ fn probation(trial: &Trial) -> Option<Probation> {
 }
 
 fn wait_ready(trial: &Trial) {
-    trial.wait("the spare to be ready", || probation(trial).filter(|probation| probation.ready));
+    let ready = trial.try_wait(|| probation(trial).filter(|probation| probation.ready));
+    assert!(ready.is_some(), "{:?}", probation(trial));
 }
 
 fn start(host: &Host) {
@@ -143,9 +144,9 @@ fn a_ready_machine_takes_a_dead_ones_place_and_a_standby_takes_it_by_itself() {
 #[test]
 fn each_criterion_eliminates_for_exactly_that_reason() {
     let trial = with_spare(&[
-        ("probation", "seen = \"1s\""),
-        ("probation", "clean = \"2s\""),
-        ("probation", "deadline = \"5s\""),
+        ("probation", "seen = \"500ms\""),
+        ("probation", "clean = \"1s\""),
+        ("probation", "deadline = \"6s\""),
         ("probation", "round_trip = \"40ms\""),
         ("probation", "memory = \"64MiB\""),
     ]);
