@@ -17,15 +17,12 @@ use crate::time::Time;
 /// How many candidates are evaluated at a time; those with lower ids first.
 pub const CANDIDATES_MAX: usize = 4;
 
-/// What a candidate must show. In the order in which one that is late is told what it lacks.
+/// What a candidate must show. In the order in which one that is late is told what it lacks: who is not heard has not told the
+/// rest either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Criterion {
     /// It runs a program that the members understand.
     Version,
-    /// Its clock is near the others'.
-    Clock,
-    /// It lends memory enough.
-    Memory,
     /// It stands in a failure domain of its own.
     Domain,
     /// Every member has heard its heartbeats for long enough.
@@ -36,6 +33,10 @@ pub enum Criterion {
     Delay,
     /// It loses few enough heartbeats on every network.
     Loss,
+    /// Its clock is near the others'.
+    Clock,
+    /// It lends memory enough.
+    Memory,
     /// It follows the catalog.
     Lag,
     /// It has taken over the duties of the one that it replaces.
@@ -242,13 +243,13 @@ pub fn evaluate(settings: &Settings, context: &Context<'_>) -> Vec<Evidence> {
     let sightings = Sightings::of(context);
     vec![
         version(context),
-        clock(settings, context),
-        memory(settings, context),
         domain(settings, context),
         sightings.lasting(Criterion::Heartbeats, settings.seen, |sighting| sighting.heard_ms),
         sightings.lasting(Criterion::Clean, settings.clean, |sighting| sighting.clean_ms),
         sightings.delay(settings),
         sightings.loss(settings),
+        clock(settings, context),
+        memory(settings, context),
         lag(settings, context),
         duties(context),
     ]
