@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::hub::Hub;
-use super::journal::{Instant, Journal, What};
+use super::journal::{Instant, Journal, Sighting, What};
 use super::systems::System;
 
 /// How often a condition is looked at; no figure rests on it.
@@ -75,6 +75,8 @@ pub struct Cluster {
     agents: Vec<Option<Agent>>,
     journal: Journal,
     system: Arc<dyn System>,
+    /// Those that were ended before and brought back.
+    ended: BTreeSet<usize>,
     hub: Hub,
 }
 
@@ -83,7 +85,13 @@ impl Cluster {
     pub fn boot(system: Arc<dyn System>, hosts: usize, networks: usize) -> anyhow::Result<Cluster> {
         let hub = Hub::build(hosts, networks)?;
         let agents = (0..hosts).map(|_| None).collect();
-        let mut cluster = Cluster { agents, journal: Journal::default(), system: Arc::clone(&system), hub };
+        let mut cluster = Cluster {
+            agents,
+            journal: Journal::default(),
+            system: Arc::clone(&system),
+            ended: BTreeSet::new(),
+            hub,
+        };
         system.boot(&mut cluster)?;
         Ok(cluster)
     }
@@ -144,6 +152,7 @@ impl Cluster {
             self.hub.interfaces_down(host)?;
         }
         agent.bury();
+        self.ended.insert(host);
         Ok(before)
     }
 
@@ -227,6 +236,18 @@ impl Cluster {
         let suspected = self.journal.since(before, |seen| seen.what == What::Suspects(victim));
         let wrong =
             self.journal.since(before, |seen| matches!(seen.what, What::Gone(host) if host != victim));
+        // Where much is lost, news of an earlier death, which was one, may come after everybody counted everybody again.
+        let is_late = |seen: &&Sighting| matches!(seen.what, What::Gone(host) if self.ended.contains(&host));
+        let (late, wrong): (Vec<&Sighting>, Vec<&Sighting>) = wrong.iter().partition(is_late);
+        for seen in late.iter().chain(&wrong) {
+            let ms = seen.at.ms_since(before);
+            println!(
+                "{}: agent {} says after {ms:.0} ms {:?}, not {victim}",
+                self.name(),
+                seen.observer,
+                seen.what
+            );
+        }
         Ok(Detection {
             missed: others.len() - known_ms.len(),
             known_ms,

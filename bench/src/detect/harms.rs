@@ -343,6 +343,13 @@ fn heal(cluster: &Cluster) -> anyhow::Result<Option<f64>> {
         }
         std::thread::sleep(LOOK);
     }
+    for host in cluster.running() {
+        let suspects = cluster.journal().suspects(host);
+        if !suspects.is_empty() {
+            println!("{}: agent {host} has not taken back that it suspects {suspects:?}", cluster.name());
+        }
+    }
+    println!("{}: whole again by its agents' own word: {}", cluster.name(), cluster.is_full());
     Ok(None)
 }
 

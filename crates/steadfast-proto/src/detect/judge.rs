@@ -537,4 +537,30 @@ mod tests {
         assert_eq!((degraded.first(), degraded.last()), (Some(&43), Some(&64)), "{degraded:?}");
         assert_eq!(degraded.len(), 22, "without a gap: {degraded:?}");
     }
+
+    #[test]
+    fn a_suspicion_is_taken_back_when_its_subject_begins_a_new_life_and_forgotten_with_one_that_is_removed() {
+        let suspected = || {
+            let mut detector = detector();
+            detector.heard(at(20), PEER, Incarnation(1), NetworkId(0), at(20), &heartbeat());
+            assert!(refused(&mut detector, at(30)));
+            detector
+        };
+        let cleared = |detector: &mut Detector| {
+            let mut out = Output::default();
+            detector.conclude(at(50), &mut out);
+            let cleared = |opinion: &&Opinion| **opinion == Opinion::Cleared(PEER);
+            assert!(!detector.is_suspected(PEER));
+            out.opinions.iter().filter(cleared).count()
+        };
+        let mut reborn = suspected();
+        let anew = Heartbeat { boot: Some(10), ..heartbeat() };
+        reborn.heard(at(40), PEER, Incarnation(2), NetworkId(0), at(40), &anew);
+        assert_eq!(cleared(&mut reborn), 1);
+        assert_eq!(cleared(&mut reborn), 0, "once");
+        let mut removed = suspected();
+        let others = [1, 3].map(|id| (NodeId(id), Incarnation(1)));
+        removed.set_members(at(40), Arc::new(Members::new(others.into(), 0)));
+        assert_eq!(cleared(&mut removed), 0, "nothing is said of one that was removed");
+    }
 }

@@ -180,6 +180,8 @@ pub struct Detector {
     members: Arc<Members>,
     contacts: BTreeMap<NodeId, Pace>,
     peers: BTreeMap<NodeId, Peer>,
+    /// Peers whose suspicion ended without their being heard; not told yet, at most one entry for each peer.
+    unsuspected: BTreeSet<NodeId>,
     claims: Claims,
     bench: verdict::Bench,
     relative: matrix::State,
@@ -233,6 +235,7 @@ impl Detector {
             members: Arc::default(),
             contacts: BTreeMap::new(),
             peers: BTreeMap::new(),
+            unsuspected: BTreeSet::new(),
             claims: Claims::default(),
             bench: verdict::Bench::default(),
             relative: matrix::State::default(),
@@ -295,6 +298,8 @@ impl Detector {
             return Heard::Ignored;
         }
         if incarnation > peer.incarnation {
+            // What was suspected was its last life.
+            self.unsuspected.extend(peer.suspicion.map(|_| from));
             *peer = Peer::new(incarnation, &self.settings, now);
             self.unjudged = true;
         }
@@ -395,6 +400,7 @@ impl Detector {
 
     /// Forms opinions at `now`, if it is time to: nothing may wait to be handed over.
     pub fn look(&mut self, now: Time, out: &mut Output) {
+        self.tell_unsuspected(out);
         if now >= self.next_tidy {
             self.next_tidy = now + Duration::from_secs(1);
             self.tidy(now);
@@ -414,9 +420,15 @@ impl Detector {
 
     /// Forms verdicts now if claims changed: what others say need not wait for what is still to be handed over.
     pub fn conclude(&mut self, now: Time, out: &mut Output) {
+        self.tell_unsuspected(out);
         if self.unjudged && self.away.is_none() {
             self.judge_claims(now, out);
         }
+    }
+
+    fn tell_unsuspected(&mut self, out: &mut Output) {
+        let over = std::mem::take(&mut self.unsuspected);
+        out.opinions.extend(over.into_iter().map(Opinion::Cleared));
     }
 
     /// An interface of this node lost its carrier or its address, or has both again.
@@ -700,9 +712,19 @@ impl Detector {
     }
 
     fn choose_peers(&mut self, now: Time) {
-        let neighbours = self.members.neighbours(self.own).iter();
+        let members = Arc::clone(&self.members);
+        let neighbours = members.neighbours(self.own).iter();
         let wanted: BTreeSet<NodeId> =
             neighbours.chain(self.contacts.keys()).filter(|id| **id != self.own).copied().collect();
+        // A member that is not watched any more is never looked at again: what is thought of it must not stay for ever. Of a
+        // node that was removed nothing more is said (G5).
+        let is_member = |id: &NodeId| members.incarnations().contains_key(id);
+        for (id, peer) in &mut self.peers {
+            let is_left = is_member(&self.own) && is_member(id) && !members.neighbours(self.own).contains(id);
+            if is_left && peer.suspicion.take().is_some() {
+                self.unsuspected.insert(*id);
+            }
+        }
         self.peers.retain(|id, _| wanted.contains(id));
         for id in wanted {
             let incarnation = self.members.incarnations().get(&id).copied().unwrap_or_default();
