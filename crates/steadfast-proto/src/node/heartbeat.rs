@@ -52,7 +52,7 @@ impl Lag {
 /// What the duties of another node add to its heartbeats, as last heard.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
-    incarnation: Incarnation,
+    pub(super) incarnation: Incarnation,
     pub(super) fenced: BTreeMap<NodeId, ViewId>,
     pub(super) view: ViewId,
     pub(super) free_bytes: u64,

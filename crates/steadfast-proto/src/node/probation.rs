@@ -154,7 +154,10 @@ impl Node {
             sightings: asked.map(|member| (*member, sighting(*member))).collect(),
             versions: (&self.settings.version, &candidate.row.version),
             clock_off: candidate.report.map(|(off, _)| off),
-            free_bytes: self.peers.get(&id).map(|peer| peer.free_bytes),
+            // What its last life had says nothing of this one.
+            free_bytes: (self.peers.get(&id))
+                .filter(|peer| peer.incarnation == candidate.row.incarnation)
+                .map(|peer| peer.free_bytes),
             footprint_bytes: old.map_or(0, |old| self.footprint(old, id)),
             neighbours: view.members.keys().filter(shares).copied().collect(),
             lag: candidate.report.map(|(_, revision)| self.revision.saturating_sub(revision)),
