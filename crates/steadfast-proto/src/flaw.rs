@@ -55,6 +55,12 @@ pub enum Flaw {
     CounterReused,
     /// A ring of names is renamed without letting one device wait under a temporary name (4.2).
     NoTemporaryNames,
+    /// A node's id is not durable before the catalog knows it (4.5).
+    IdentityLate,
+    /// Who takes an invitation up does not compare that it is still open (4.5).
+    InviteNotCompared,
+    /// The same id from another machine counts as the same node (4.5).
+    CloneAdmitted,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]
@@ -70,12 +76,12 @@ pub fn plant(flaw: Option<Flaw>) {
 
 /// Whether `flaw` is planted.
 #[cfg(any(test, feature = "planted-flaws"))]
-pub(crate) fn is_planted(flaw: Flaw) -> bool {
+pub fn is_planted(flaw: Flaw) -> bool {
     PLANTED.get() == Some(flaw)
 }
 
 /// Whether `flaw` is planted.
 #[cfg(not(any(test, feature = "planted-flaws")))]
-pub(crate) const fn is_planted(_flaw: Flaw) -> bool {
+pub const fn is_planted(_flaw: Flaw) -> bool {
     false
 }

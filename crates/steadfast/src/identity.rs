@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
+use steadfast_proto::flaw::{Flaw, is_planted};
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
 use crate::envelope::{EnvelopeError, Format, write_atomic};
@@ -431,7 +432,9 @@ fn make_identity(directory: &Path, fingerprint: &Fingerprint) -> Result<Identity
         created_unix_s: unix_s(),
         fingerprint: fingerprint.clone(),
     };
-    write(&directory.join("identity"), IDENTITY, &record)?;
+    if !is_planted(Flaw::IdentityLate) {
+        write(&directory.join("identity"), IDENTITY, &record)?;
+    }
     Ok(record)
 }
 

@@ -14,6 +14,7 @@ use steadfast::identity::Membership;
 use steadfast::net::tls::{Authority, fingerprint};
 use steadfast::token::{Token, hash_secret};
 use steadfast_proto::catalog::{InviteRow, Key, NodeRow, Taken};
+use steadfast_proto::flaw::{Flaw, is_planted};
 use steadfast_proto::ids::{ClusterId, Digest, NodeId};
 
 use super::found::tls_failure;
@@ -256,6 +257,9 @@ impl Inviter {
                 (Key::Node(node).encode(), Some(rows::encode(&row)?)),
             ],
         };
+        if is_planted(Flaw::InviteNotCompared) {
+            txn.compare.retain(|(compared, _)| *compared != key.encode());
+        }
         addresses::claim(&self.rows, &mut txn, node, &request.networks, &before).await?;
         Ok(Some(txn))
     }
@@ -378,7 +382,7 @@ fn already_taken(name: &str, taken: &Taken, node: NodeId, fingerprint: &str) -> 
             ),
         ));
     }
-    if taken.fingerprint != fingerprint {
+    if taken.fingerprint != fingerprint && !is_planted(Flaw::CloneAdmitted) {
         return Err(Failure::new(
             Code::IdentityCloned,
             format!(

@@ -34,6 +34,8 @@ mod rows;
 mod state;
 mod survival;
 #[cfg(test)]
+mod join_histories;
+#[cfg(test)]
 mod tests;
 mod verbs;
 mod verdicts;

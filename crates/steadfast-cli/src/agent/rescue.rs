@@ -1,7 +1,7 @@
 //! Backups of the catalog, and the two ways back: `catalog restore` and `catalog recover`.
 //!
-//! A restore into another cluster takes over what people made (containers and their names) and leaves out what names machines: those are not
-//! there. A restore into the cluster it was taken from, and a recovery, take over everything. Neither runs beside an agent: the data folder is
+//! A restore into another cluster takes over what people made (containers, their names, the names of devices) and leaves out what names
+//! machines: those are not there. A restore into the cluster it was taken from, and a recovery, take over everything. Neither runs beside an agent: the data folder is
 //! locked. What a store then looks like is decided by `steadfast::catalog`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +12,7 @@ use serde::Serialize;
 use steadfast::catalog::{self, Backup, BackupError, RescueError, StoreError, Survivor, Versioned};
 use steadfast::identity::Membership;
 use steadfast_proto::catalog::{ContainerRow, ContainerState, Key, View, decode_row};
+use steadfast_proto::devices::DeviceKey;
 use steadfast_proto::ids::NodeId;
 
 use super::state::{self, engine_id};
@@ -143,7 +144,11 @@ fn adopted(key: &str, row: &Versioned) -> Result<Option<Bytes>, String> {
             (container.latest, container.parent, container.restore_number) = (None, None, None);
             rows::encode(&container).map(Some).map_err(|failure| failure.message)
         }
-        _ => Ok(None),
+        Some(_) => Ok(None),
+        None => Ok(match DeviceKey::decode(key) {
+            Some(DeviceKey::Naming | DeviceKey::Device(_) | DeviceKey::Name(_)) => Some(row.value.clone()),
+            Some(DeviceKey::Seen(_) | DeviceKey::Proof(_)) | None => None,
+        }),
     }
 }
 
@@ -212,6 +217,24 @@ mod tests {
 
     fn config(data: &Path) -> Config {
         Config { data: data.to_path_buf(), ..check_text("example", EXAMPLE, |_| None).unwrap() }
+    }
+
+    #[test]
+    fn another_cluster_takes_over_names_and_nothing_that_a_machine_said() {
+        let row = Versioned { value: Bytes::from_static(b"row"), version: 1 };
+        for (key, kept) in [
+            (Key::Name("cache".to_owned()).encode(), true),
+            (DeviceKey::Naming.encode(), true),
+            (DeviceKey::Device("wwn:1".parse().unwrap()).encode(), true),
+            (DeviceKey::Name("data1".parse().unwrap()).encode(), true),
+            (DeviceKey::Seen(NodeId(1)).encode(), false),
+            (DeviceKey::Proof("wwn:1".parse().unwrap()).encode(), false),
+            (Key::Node(NodeId(1)).encode(), false),
+            (Key::View.encode(), false),
+            ("keys".to_owned(), false),
+        ] {
+            assert_eq!(adopted(&key, &row).unwrap().is_some(), kept, "{key}");
+        }
     }
 
     #[test]

@@ -37,10 +37,10 @@ impl Transport for Nobody {
     }
 }
 
-struct Cluster {
+pub(super) struct Cluster {
     _folder: tempfile::TempDir,
     embedded: Embedded,
-    inviter: Inviter,
+    pub(super) inviter: Inviter,
 }
 
 impl Cluster {
@@ -89,7 +89,7 @@ impl Cluster {
         Cluster { _folder: folder, embedded, inviter }
     }
 
-    async fn token(&self, name: &str) -> Token {
+    pub(super) async fn token(&self, name: &str) -> Token {
         let request = InviteRequest { name: name.to_owned(), valid: None, notify: None };
         Token::decode(&self.inviter.invite(request).await.unwrap().token.unwrap()).unwrap()
     }
@@ -125,7 +125,7 @@ fn row(id: NodeId, name: &str, host: u8) -> NodeRow {
     }
 }
 
-fn request(token: &Token, node: NodeId, fingerprint: &str, host: u8) -> JoinRequest {
+pub(super) fn request(token: &Token, node: NodeId, fingerprint: &str, host: u8) -> JoinRequest {
     JoinRequest {
         cluster: token.cluster().to_string(),
         temporary_id: token.name.clone(),
@@ -143,13 +143,14 @@ fn request(token: &Token, node: NodeId, fingerprint: &str, host: u8) -> JoinRequ
     }
 }
 
-fn run(test: impl AsyncFnOnce(&Cluster)) {
+pub(super) fn run<T>(test: impl AsyncFnOnce(&Cluster) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let cluster = Cluster::new().await;
-        test(&cluster).await;
+        let outcome = test(&cluster).await;
         cluster.embedded.shutdown().await;
-    });
+        outcome
+    })
 }
 
 #[test]

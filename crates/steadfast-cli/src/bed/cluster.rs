@@ -34,7 +34,7 @@ pub fn wait_for<T>(
 
 impl Bed {
     /// Makes a cluster of all hosts: `init` on the first, `invite` and `join` for each other, every agent running, and
-    /// every node a member in the eyes of every node.
+    /// every node that is not to stand by a member in the eyes of every node.
     pub fn init_cluster(&self, name: &str) -> Result<(), BedError> {
         self.wait_etcd()?;
         let first = self.host(0);
@@ -52,7 +52,7 @@ impl Bed {
             host.start_agent()?;
             host.wait_ready()?;
         }
-        self.wait_members(self.hosts().len())
+        self.wait_members(self.hosts().len() - self.shared.plan.standbys)
     }
 
     /// Waits until some host whose agent can answer shows the container in a state that `condition` accepts; returns it.

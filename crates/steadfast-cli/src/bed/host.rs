@@ -117,10 +117,11 @@ impl Host {
             .map(|(name, address)| format!("[[network]]\nname = \"{name}\"\naddress = \"{address}\"\n\n"))
             .collect();
         format!(
-            "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
+            "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{standby}{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
              [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}",
             name = self.name,
             data = self.data().display(),
+            standby = if self.number + plan.standbys >= plan.hosts { "standby = true\n" } else { "" },
             node = extra("node"),
             budget = plan.memory,
             checkpoint = extra("checkpoint"),

@@ -134,6 +134,7 @@ pub enum BedError {
 pub struct BedBuilder {
     binary: PathBuf,
     hosts: usize,
+    standbys: usize,
     networks: usize,
     lease: Option<Duration>,
     memory: String,
@@ -147,6 +148,13 @@ impl BedBuilder {
     #[must_use]
     pub fn hosts(mut self, count: usize) -> Self {
         self.hosts = count;
+        self
+    }
+
+    /// How many of the hosts, the last ones, stand by and are no members (default 0).
+    #[must_use]
+    pub fn standbys(mut self, count: usize) -> Self {
+        self.standbys = count;
         self
     }
 
@@ -209,6 +217,10 @@ impl BedBuilder {
                 right: "ask for 1 to 9",
             });
         }
+        if self.standbys >= self.hosts {
+            let what = format!("{} hosts of which {} stand by", self.hosts, self.standbys);
+            return Err(BedError::Impossible { what, right: "leave one at least to be a member" });
+        }
         if !(1..=NETWORK_NAMES.len()).contains(&self.networks) {
             let what = format!("{} networks", self.networks);
             return Err(BedError::Impossible { what, right: "ask for 1 to 4" });
@@ -267,6 +279,7 @@ impl Bed {
         BedBuilder {
             binary: binary.as_ref().to_path_buf(),
             hosts: 3,
+            standbys: 0,
             networks: 2,
             lease: None,
             memory: "1GiB".into(),

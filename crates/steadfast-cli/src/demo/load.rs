@@ -94,8 +94,23 @@ pub(super) fn check(
 pub(super) struct Writer {
     acknowledged: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
-    last_answer: Arc<Mutex<Option<Instant>>>,
+    answers: Arc<Mutex<Answers>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// When the server acknowledged.
+#[derive(Debug, Default)]
+struct Answers {
+    last: Option<Instant>,
+    longest_wait: Duration,
+}
+
+impl Answers {
+    fn another(&mut self, now: Instant) {
+        let wait = self.last.map(|last| now.saturating_duration_since(last));
+        self.longest_wait = self.longest_wait.max(wait.unwrap_or_default());
+        self.last = Some(now);
+    }
 }
 
 impl Writer {
@@ -103,10 +118,10 @@ impl Writer {
     pub(super) fn start(kind: &'static str, connect: Connect) -> io::Result<Self> {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let ended = Arc::new(AtomicBool::new(false));
-        let last_answer = Arc::new(Mutex::new(None));
-        let state = (Arc::clone(&acknowledged), Arc::clone(&ended), Arc::clone(&last_answer));
+        let answers = Arc::new(Mutex::new(Answers::default()));
+        let state = (Arc::clone(&acknowledged), Arc::clone(&ended), Arc::clone(&answers));
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || {
-            let (acknowledged, ended, last_answer) = state;
+            let (acknowledged, ended, answers) = state;
             while !ended.load(Ordering::Relaxed) {
                 let Ok(mut connection) = connect() else {
                     std::thread::sleep(Duration::from_millis(5));
@@ -119,11 +134,11 @@ impl Writer {
                         break;
                     }
                     acknowledged.store(number + 1, Ordering::Relaxed);
-                    *last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    answers.lock().unwrap_or_else(PoisonError::into_inner).another(Instant::now());
                 }
             }
         })?;
-        Ok(Self { acknowledged, ended, last_answer, thread: Some(thread) })
+        Ok(Self { acknowledged, ended, answers, thread: Some(thread) })
     }
 
     /// How many of its keys the server has acknowledged.
@@ -133,7 +148,12 @@ impl Writer {
 
     /// When the server last acknowledged one.
     pub(super) fn last_answer(&self) -> Option<Instant> {
-        *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).last
+    }
+
+    /// The longest time between two acknowledgements.
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).longest_wait
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Three nodes on two networks in a test bed, real agents, nothing simulated. Every claim it prints was checked: it reads every key
 //! back that was acknowledged before the last committed checkpoint began, and ends with status 1 and one sentence when anything is
-//! off. It uses the command line and the API as a user would, and never reaches into an agent. Reading order: this file, `load.rs`, `timeline.rs`.
+//! off. It uses the command line and the API as a user would, and never reaches into an agent. Reading order: this file, `load.rs`, `timeline.rs`,
+//! `swap.rs`.
 
 mod load;
 mod resp;
+mod swap;
 mod timeline;
 
 use std::io;
@@ -47,12 +49,15 @@ pub fn read_answers(mut bytes: &[u8]) -> usize {
 /// Nothing leaves this machine and nothing stays behind.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  steadfast demo\n  steadfast demo --keep      # the cluster stays up; `steadfast bed down` removes it"
+    after_help = "Examples:\n  steadfast demo\n  steadfast demo --swap      # replace the machine under the server while it is written to\n  steadfast demo --keep      # the cluster stays up; `steadfast bed down` removes it"
 )]
 pub struct Args {
     /// Leave the cluster up and say how to use it
     #[arg(long)]
     keep: bool,
+    /// Swap the machine for one that stands by, instead of cutting its power
+    #[arg(long)]
+    swap: bool,
     /// How many keys to load
     #[arg(long, value_name = "NUMBER", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     keys: u64,
@@ -74,7 +79,9 @@ pub fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         (None, true) => {
             let keys = args.keys.to_string();
             let lease = format!("{}ms", args.lease.as_millis());
-            control::run_in_background(&["demo", "--keep", "--keys", &keys, "--lease", &lease])
+            let mut words = vec!["demo", "--keep", "--keys", &keys, "--lease", &lease];
+            words.extend(args.swap.then_some("--swap"));
+            control::run_in_background(&words)
         }
         (None, false) => {
             let bed = build(args)?;
@@ -101,7 +108,8 @@ fn build(args: &Args) -> Result<Bed, Failure> {
     }
     let binary = std::env::current_exe()
         .map_err(|error| off(format!("can't find this program's own file: {error}")))?;
-    Ok(Bed::builder(binary).hosts(3).networks(2).lease(args.lease).build()?)
+    let standbys = usize::from(args.swap);
+    Ok(Bed::builder(binary).hosts(3 + standbys).standbys(standbys).networks(2).lease(args.lease).build()?)
 }
 
 fn program_exists(name: &str) -> bool {
@@ -113,7 +121,8 @@ fn program_exists(name: &str) -> bool {
 fn show(bed: &Bed, args: &Args, output: Output) -> Result<(), Failure> {
     let progress = output.progress("making a cluster of three machines on two networks");
     bed.init_cluster("demo")?;
-    progress.done("three nodes: alpha, beta, gamma; two networks between them");
+    let standby = if args.swap { "; delta stands by" } else { "" };
+    progress.done(&format!("three nodes: alpha, beta, gamma; two networks between them{standby}"));
 
     let address = service_address(5);
     start_redis(bed.host(0), address, output)?;
@@ -131,9 +140,20 @@ fn show(bed: &Bed, args: &Args, output: Output) -> Result<(), Failure> {
         (writer.acknowledged() > written + 50).then_some(())
     })?;
 
-    lose_power(bed, &writer, written, &checkpoint, output)?;
-    drop(writer);
-    read_back(&connect, args.keys, written, output)
+    let kept = if args.swap {
+        swap::machine(bed, writer, output)?
+    } else {
+        lose_power(bed, &writer, written, &checkpoint, output)?;
+        drop(writer);
+        Kept { count: written, when: "while the checkpoint was still to come" }
+    };
+    read_back(&connect, args.keys, &kept, output)
+}
+
+/// How many of the keys that were written on must be there, and when they were written.
+struct Kept {
+    count: u64,
+    when: &'static str,
 }
 
 fn start_redis(host: &Host, address: Ipv4Addr, output: Output) -> Result<(), Failure> {
@@ -228,7 +248,7 @@ fn lose_power(
     Ok(())
 }
 
-fn read_back(connect: &Connect, keys: u64, written: u64, output: Output) -> Result<(), Failure> {
+fn read_back(connect: &Connect, keys: u64, kept: &Kept, output: Output) -> Result<(), Failure> {
     let mut progress = output.progress("reading every key back");
     let mut connection = wait_for("a connection to redis", PATIENCE, || connect().ok())?;
     let quarter = (keys / 4).max(1);
@@ -238,11 +258,10 @@ fn read_back(connect: &Connect, keys: u64, written: u64, output: Output) -> Resu
         }
     });
     loaded.map_err(|error| off(format!("a key that the checkpoint held is not there: {error}")))?;
-    let more = load::check(&mut connection, WRITTEN, written, |_| {});
-    more.map_err(|error| off(format!("a key written before the checkpoint is not there: {error}")))?;
-    progress.done(&format!(
-        "every key is there, also the {written} written while the checkpoint was still to come"
-    ));
+    let Kept { count, when } = kept;
+    let more = load::check(&mut connection, WRITTEN, *count, |_| {});
+    more.map_err(|error| off(format!("a key written {when} is not there: {error}")))?;
+    progress.done(&format!("every key is there, also the {count} written {when}"));
     line(&format!("{keys} keys checked"));
     Ok(())
 }
@@ -265,6 +284,7 @@ fn connector(bed: &Bed, address: SocketAddr, patience: Duration) -> Connect {
 fn farewell() {
     line("\nwhat to try next:");
     line("  steadfast demo --keep             the same, and the cluster stays up for you");
+    line("  steadfast demo --swap             replace the machine under the server instead");
     line("  steadfast demo --lease 450ms      recovery in less time");
     line("  steadfast run --help              run your own program");
 }

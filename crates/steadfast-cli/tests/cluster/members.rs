@@ -13,17 +13,11 @@ use super::support::{COUNTER, Trial, builder};
 /// The machine that waits in readiness.
 const SPARE: usize = 3;
 
-/// Four hosts, of which the last has left and waits in readiness.
+/// Three members, and a fourth host that is to wait in readiness and whose agent does not run yet.
 fn with_spare(settings: &[(&str, &str)]) -> Trial {
-    let hosts =
-        settings.iter().fold(builder().hosts(SPARE + 1), |bed, (section, line)| bed.setting(section, line));
-    let trial = Trial::with(hosts);
-    let spare = trial.bed.host(SPARE);
-    trial.bed.host(0).steadfast_text(&["leave", spare.name()]).unwrap();
-    spare.kill_agent().unwrap();
-    let text = std::fs::read_to_string(spare.config()).unwrap();
-    std::fs::write(spare.config(), text.replacen("[node]\n", "[node]\nstandby = true\n", 1)).unwrap();
-    trial.bed.host(0).steadfast_text(&["drain", "--undo", spare.name()]).unwrap();
+    let bed = builder().hosts(SPARE + 1).standbys(1);
+    let trial = Trial::with(settings.iter().fold(bed, |bed, (section, line)| bed.setting(section, line)));
+    trial.bed.host(SPARE).kill_agent().unwrap();
     trial
 }
 

@@ -118,15 +118,21 @@ fn clients_of_a_program_notice_nothing_of_its_agents_death() {
     assert!(after.0 >= before.0 && after.1 >= before.1);
 }
 
-#[test]
-fn the_demo_checks_every_key_and_leaves_nothing_behind() {
+/// What the demo prints with these words; it must end well.
+fn demo(words: &[&str]) -> String {
     let mut demo = Command::new(BINARY);
-    demo.args(["demo", "--keys", "5000"]).stdin(Stdio::null());
+    demo.args(["demo", "--keys", "5000"]).args(words).stdin(Stdio::null());
     let output = demo.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let talk = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}\n{talk}");
     assert!(text.contains("5000 keys checked"), "{text}");
+    text
+}
+
+#[test]
+fn the_demo_checks_every_key_and_leaves_nothing_behind() {
+    let text = demo(&[]);
     for moment in [
         "last heartbeat",
         "power loss",
@@ -139,4 +145,12 @@ fn the_demo_checks_every_key_and_leaves_nothing_behind() {
     ] {
         assert!(text.contains(moment), "the time line has no {moment:?}:\n{text}");
     }
+}
+
+#[test]
+fn the_demo_swaps_the_machine_under_a_server_that_is_written_to_and_every_write_is_there() {
+    let text = demo(&["--swap"]);
+    println!("{text}");
+    assert!(text.contains("one view swapped them; redis goes on on delta"), "{text}");
+    assert!(text.contains("never fewer copies than asked (checkpoint"), "{text}");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Batch, Event, Job, JobId, Node, Outcome, Row};
-use crate::catalog::{Key, View, ViewReason};
+use crate::catalog::{Intent, Key, View, ViewReason};
 use crate::detect::{Members, graph};
 use crate::flaw::{Flaw, is_planted};
 use crate::ids::{Incarnation, NodeId, ViewId};
@@ -198,9 +198,10 @@ impl Node {
         }
         self.membership.last_attempt = Some(now);
         // A member that was restarted keeps its place, and so does one that was removed and has duties that nobody took
-        // over; and there is nobody yet to judge the first ones.
+        // over; and there is nobody yet to judge the first ones. Who is to stand by does so from the beginning.
         let was_removed = view.removed.contains_key(&own);
-        let is_founding = view.members.len() + view.removed.len() < FOUNDING && !was_removed;
+        let joins = self.settings.intent == Intent::Join;
+        let is_founding = joins && view.members.len() + view.removed.len() < FOUNDING && !was_removed;
         let returns = was_removed && self.is_missed(view);
         if view.has(own) || ((is_founding || returns) && !self.duties.is_leaving(own)) {
             let next = view.admit(own, self.incarnation, own);
