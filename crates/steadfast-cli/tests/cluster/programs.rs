@@ -151,6 +151,6 @@ fn the_demo_checks_every_key_and_leaves_nothing_behind() {
 fn the_demo_swaps_the_machine_under_a_server_that_is_written_to_and_every_write_is_there() {
     let text = demo(&["--swap"]);
     println!("{text}");
-    assert!(text.contains("one view swapped them; redis goes on on delta"), "{text}");
+    assert!(text.contains("the last checkpoint, the view and the restore took"), "{text}");
     assert!(text.contains("never fewer copies than asked (checkpoint"), "{text}");
 }
