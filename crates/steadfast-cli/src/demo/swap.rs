@@ -28,8 +28,8 @@ pub(super) fn machine(bed: &Bed, writer: Writer, output: Output) -> Result<Kept,
 
     let progress = output.progress(&format!("replacing {} by {}", old.name(), new.name()));
     let copies = watched(observer, || operator.steadfast_text(&["replace", old.name(), new.name()]))?;
-    let gone_over = bed.wait_container(NAME, "running on the other machine", |container| {
-        container.state == "running" && container.node == new.name()
+    let gone_over = bed.wait_container(NAME, "running on another machine", |now| {
+        now.state == "running" && now.epoch > container.epoch && now.node != old.name()
     })?;
     let before = writer.acknowledged();
     wait_for("writes on the new machine", PATIENCE, || (writer.acknowledged() > before + 50).then_some(()))?;
@@ -38,7 +38,7 @@ pub(super) fn machine(bed: &Bed, writer: Writer, output: Output) -> Result<Kept,
     let wait_ms = writer.longest_wait().as_secs_f64() * 1e3;
     let count = writer.acknowledged();
     drop(writer);
-    let still_ms = stood_still_ms(observer, new.name())?;
+    let still_ms = stood_still_ms(observer, &gone_over.node)?;
     line(&format!(
         "\nthe last checkpoint, the view and the restore took {still_ms:.0} ms; no write waited longer than {wait_ms:.0} ms"
     ));
@@ -92,17 +92,17 @@ fn look(observer: &Host, seen: &mut Copies) -> Result<(), Failure> {
     Ok(())
 }
 
-/// From the instant that the last checkpoint shows until the server ran on `new`, in ms, as `observer` knows it.
-fn stood_still_ms(observer: &Host, new: &str) -> Result<f64, Failure> {
+/// From the instant that the last checkpoint shows until the server ran on `node`, in ms, as `observer` knows it.
+fn stood_still_ms(observer: &Host, node: &str) -> Result<f64, Failure> {
     let latest = observer.checkpoints(NAME)?.into_iter().find(|checkpoint| checkpoint.role == "latest");
     let latest = latest.ok_or_else(|| off(format!("{NAME} has no checkpoint after the replacement")))?;
     let timeline = observer.status()?.timeline;
     let ran = timeline.iter().rev().find(|happening| {
         happening.what == "running"
             && happening.container.as_deref() == Some(NAME)
-            && happening.node.as_deref() == Some(new)
+            && happening.node.as_deref() == Some(node)
     });
-    let ran = ran.ok_or_else(|| off(format!("{} did not see {NAME} run on {new}", observer.name())))?;
+    let ran = ran.ok_or_else(|| off(format!("{} did not see {NAME} run on {node}", observer.name())))?;
     #[allow(clippy::cast_precision_loss, reason = "below 2^53 for 280,000 years")]
     Ok(ran.at_unix_ms - latest.taken_unix_ms as f64)
 }
