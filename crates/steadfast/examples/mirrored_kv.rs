@@ -282,7 +282,10 @@ async fn take_part_in_cluster(
         (_, _, Some(victim)) => Group::candidate(me, settings, table, Intent::Replace(member(victim)?)),
         ("add", ..) => Group::candidate(me, settings, table, Intent::Add),
         ("standby", ..) => loop {
-            let victim = register.named(me).await?;
+            let Some(victim) = register.named(me).await? else {
+                me.incarnation = me.incarnation.next();
+                continue;
+            };
             let handle = spawn(Group::candidate(me, settings, table.clone(), Intent::Replace(victim)))?;
             tokio::select! {
                 settled = register.settled(me) => match settled {

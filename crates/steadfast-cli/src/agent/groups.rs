@@ -59,13 +59,13 @@ impl Agent {
                 Some((key.strip_prefix(GROUP_REQUESTS)?, rows::decode::<Request>(key, row).ok()?.0))
             })
             .collect();
-        let names = self.rows.names();
+        let (names, cluster) = (self.rows.names(), self.cluster_view().await?);
         let shown = rows.rows.iter().filter_map(|(key, row)| Some((key.strip_prefix(GROUPS)?, row)));
         shown
             .map(|(name, row)| {
                 let row = decode_row(&row.value).map_err(|error| unreadable(name, &error))?;
                 let rows = GroupRows { row, request: asked.get(name).copied() };
-                Ok(self.shown_rows(name, &rows, &standbys, &names))
+                Ok(shown_rows(name, &rows, &standbys, (&names, &cluster)))
             })
             .collect()
     }
@@ -74,7 +74,8 @@ impl Agent {
     pub(crate) async fn shown_group(&self, name: &str) -> Result<types::Group, Failure> {
         let Some(found) = self.group_rows(name).await? else { return Err(self.no_group(name)) };
         let standbys = self.standbys(&standbys_of(name)).await?;
-        Ok(self.shown_rows(name, &found.rows, &standbys, &self.rows.names()))
+        let cluster = self.cluster_view().await?;
+        Ok(shown_rows(name, &found.rows, &standbys, (&self.rows.names(), &cluster)))
     }
 
     /// Swaps a group's row for its next one, or founds the group.
@@ -136,16 +137,13 @@ impl Agent {
             let standbys = self.standbys(&standbys_of(name)).await?;
             let names = self.rows.names();
             let refuse = |error: RequestError| refused(name, request, &error, &names);
-            let mut known = found.rows.row.view.full.clone();
-            known.extend(standbys.iter().map(|(_, standby)| standby.member));
-            let (Some(old), Some(new)) =
-                (pick(&request.old, &known, &names), pick(&request.new, &known, &names))
-            else {
-                let is_old = pick(&request.old, &known, &names).is_none();
-                return Err(refuse(if is_old { RequestError::NoMember } else { RequestError::NotWaiting }));
-            };
-            let is_waiting = standbys.iter().any(|(_, standby)| standby.member == new);
-            match found.rows.ask(old, new, is_waiting, now_unix_ms()).map_err(refuse)? {
+            let (full, waiting) = (&found.rows.row.view.full, members_of(&standbys));
+            // One node may have a member and, in its next life, a process that waits.
+            let old = pick(&request.old, full, &names).or_else(|| pick(&request.old, &waiting, &names));
+            let new = pick(&request.new, &waiting, &names).or_else(|| pick(&request.new, full, &names));
+            let old = old.ok_or_else(|| refuse(RequestError::NoMember))?;
+            let new = new.ok_or_else(|| refuse(RequestError::NotWaiting))?;
+            match found.rows.ask(old, new, waiting.contains(&new), now_unix_ms()).map_err(refuse)? {
                 Asked::Already => return self.shown_group(name).await,
                 Asked::Write(row) => {
                     let key = Key::GroupRequest(name.to_owned()).encode();
@@ -193,7 +191,7 @@ impl Agent {
         let waiter = (name.to_owned(), node);
         if found.rows.row.view.has(member) {
             self.waiters.forget(&waiter);
-            return Ok(types::PlaceOffer { full: true, replaces: None });
+            return Ok(types::PlaceOffer { full: true, replaces: None, withdrawn: false });
         }
         if !self.waiters.note(waiter) {
             return Err(Failure::new(
@@ -202,9 +200,10 @@ impl Agent {
             ));
         }
         self.keep_standby(name, member, &found).await?;
-        let asked = found.rows.request.filter(|request| request.asks(request.victim, member));
+        let request = found.rows.request.filter(|request| request.by == member);
+        let asked = request.filter(|request| request.state == RequestState::Asked);
         let replaces = asked.map(|request| shown_member(request.victim, &self.rows.names()));
-        Ok(types::PlaceOffer { full: false, replaces })
+        Ok(types::PlaceOffer { full: false, replaces, withdrawn: request.is_some() && asked.is_none() })
     }
 
     async fn keep_standby(&self, name: &str, member: Member, found: &Found) -> Result<(), Failure> {
@@ -306,51 +305,15 @@ impl Agent {
         Ok(all?.into_iter().filter(|(_, standby)| is_here(standby)).collect())
     }
 
+    /// The cluster's view, read after a group's row: an older one could call a member failed that has come back since.
+    async fn cluster_view(&self) -> Result<Option<View>, Failure> {
+        Ok(self.rows.get(&Key::View).await?.map(|(view, _)| view))
+    }
+
     fn no_group(&self, name: &str) -> Failure {
         let known = self.rows.catalog().range_stale(GROUPS);
         let hint = did_you_mean(name, known.rows.iter().filter_map(|(key, _)| key.strip_prefix(GROUPS)));
         Failure::new(Code::GroupNotFound, format!("there is no process group named {name:?}{hint}"))
-    }
-
-    fn shown_rows(
-        &self,
-        name: &str,
-        rows: &GroupRows,
-        standbys: &[(String, Standby)],
-        names: &Names,
-    ) -> types::Group {
-        let (view, cluster) = (&rows.row.view, self.rows.get_stale::<View>(&Key::View));
-        let has_failed = |member: &&Member| {
-            cluster
-                .as_ref()
-                .is_some_and(|(view, _)| view.removed.contains_key(&member.node) && !view.has(member.node))
-        };
-        let waits = standbys.iter().filter(|(group, standby)| group == name && !view.has(standby.member));
-        let show = |member: &Member| shown_member(*member, names);
-        let (change, reason) = worded(&view.reason, names);
-        types::Group {
-            name: name.to_owned(),
-            view: view.id.0,
-            renewal: rows.row.renewal,
-            members: view.full.iter().map(show).collect(),
-            mirrors: view.mirrors,
-            cut: view.cut.0,
-            change: change.to_owned(),
-            reason,
-            failed: view.full.iter().filter(has_failed).map(show).collect(),
-            standbys: waits.map(|(_, standby)| show(&standby.member)).collect(),
-            request: rows.request.map(|request| types::GroupRequest {
-                old: show(&request.victim),
-                new: show(&request.by),
-                state: match request.state {
-                    RequestState::Asked => "asked",
-                    RequestState::Withdrawn => "withdrawn",
-                }
-                .to_owned(),
-                asked_unix_ms: request.asked_unix_ms,
-            }),
-            row: row_to_text(&rows.row),
-        }
     }
 }
 
@@ -401,8 +364,51 @@ fn write(name: &str, found: &Found, row: &Row, request: Option<Option<Request>>)
     Ok(Txn { compare: vec![(key, found.row_version), (request_key, found.request_version)], puts })
 }
 
+fn shown_rows(
+    name: &str,
+    rows: &GroupRows,
+    standbys: &[(String, Standby)],
+    (names, cluster): (&Names, &Option<View>),
+) -> types::Group {
+    let view = &rows.row.view;
+    let has_failed = |member: &&Member| {
+        let is_removed = |view: &View| view.removed.contains_key(&member.node) && !view.has(member.node);
+        cluster.as_ref().is_some_and(is_removed)
+    };
+    let waits = standbys.iter().filter(|(group, standby)| group == name && !view.has(standby.member));
+    let show = |member: &Member| shown_member(*member, names);
+    let (change, reason) = worded(&view.reason, names);
+    types::Group {
+        name: name.to_owned(),
+        view: view.id.0,
+        renewal: rows.row.renewal,
+        members: view.full.iter().map(show).collect(),
+        mirrors: view.mirrors,
+        cut: view.cut.0,
+        change: change.to_owned(),
+        reason,
+        failed: view.full.iter().filter(has_failed).map(show).collect(),
+        standbys: waits.map(|(_, standby)| show(&standby.member)).collect(),
+        request: rows.request.map(|request| types::GroupRequest {
+            old: show(&request.victim),
+            new: show(&request.by),
+            state: match request.state {
+                RequestState::Asked => "asked",
+                RequestState::Withdrawn => "withdrawn",
+            }
+            .to_owned(),
+            asked_unix_ms: request.asked_unix_ms,
+        }),
+        row: row_to_text(&rows.row),
+    }
+}
+
 fn swapped(outcome: &str, row: &Row) -> types::SwappedGroup {
     types::SwappedGroup { outcome: outcome.to_owned(), row: Some(row_to_text(row)) }
+}
+
+fn members_of(standbys: &[(String, Standby)]) -> Vec<Member> {
+    standbys.iter().map(|(_, standby)| standby.member).collect()
 }
 
 fn standbys_of(name: &str) -> String {

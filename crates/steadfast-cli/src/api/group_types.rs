@@ -117,4 +117,6 @@ pub struct PlaceOffer {
     pub full: bool,
     /// Whose place it is to take.
     pub replaces: Option<GroupMember>,
+    /// Whether it was named and is not wanted any more: only its next incarnation can be named.
+    pub withdrawn: bool,
 }

@@ -25,6 +25,9 @@ const REPLACEMENTS: usize = 20;
 /// Where members listen to one another; people's port is the next one.
 const PORT: u16 = 7500;
 
+/// How much time a writer leaves between two writes.
+const WRITE_EVERY: Duration = Duration::from_millis(1);
+
 struct Process(Child);
 
 impl Drop for Process {
@@ -111,10 +114,10 @@ impl<'a> Members<'a> {
         self.running[host] = None;
     }
 
-    /// A host with power on which no process of the group runs.
-    fn spare(&self) -> usize {
+    /// A host with power on which no process of the group runs; each in its turn.
+    fn spare(&self, turn: usize) -> usize {
         let is_free = |host: &usize| self.running[*host].is_none() && self.trial.bed.host(*host).is_on();
-        (0..HOSTS).find(is_free).unwrap()
+        (turn..turn + HOSTS).map(|host| host % HOSTS).find(is_free).unwrap()
     }
 
     fn host_of(&self, member: &GroupMember) -> usize {
@@ -180,6 +183,8 @@ fn write(
             Ok(answer) if answer.starts_with("DONE") => {
                 acknowledged.push(key);
                 count.fetch_add(1, Ordering::Relaxed);
+                // A lone member takes writes faster than a candidate can follow a state that grows as fast.
+                std::thread::sleep(WRITE_EVERY);
                 to
             }
             Ok(answer) => {
@@ -250,7 +255,7 @@ fn twenty_replacements_of_a_groups_members_lose_no_acknowledged_write() {
 fn replace_and_kill(members: &mut Members<'_>, group: &Group, round: usize) -> Group {
     let trial = members.trial;
     let victim = group.members[round % 2].clone();
-    let candidate = members.start_standby(members.spare());
+    let candidate = members.start_standby(members.spare(round));
     let replace = ["replace", "--group", "kv", &written(&victim), &candidate.node, "-o", "json"];
     let replaced: Group = trial.some_host().steadfast_as(&replace).unwrap();
     assert_eq!((replaced.view, replaced.change.as_str()), (group.view + 1, "replaced"), "{replaced:?}");
@@ -276,7 +281,7 @@ fn replace_and_kill(members: &mut Members<'_>, group: &Group, round: usize) -> G
     assert_eq!((failed.view, failed.change.as_str()), (replaced.view + 1, "failed"), "{failed:?}");
     assert_eq!(failed.members.len(), 1, "{failed:?}");
 
-    let added = members.start(members.spare(), "add");
+    let added = members.start(members.spare(round + 2), "add");
     let full = trial.try_wait(|| {
         members.tell(&format!("PASS {}/{}", added.id, added.incarnation));
         members.group().filter(|group| group.view > failed.view)

@@ -45,6 +45,19 @@ pub struct AgentRegister {
     path: String,
 }
 
+/// What an operator wants of a process that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Nothing yet.
+    Wait,
+    /// It is to take this member's place.
+    Replace(Member),
+    /// It is a full member.
+    Full,
+    /// It was named and is not wanted any more: only its next incarnation can be named.
+    Withdrawn,
+}
+
 /// What became of a process that was named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -73,30 +86,38 @@ impl AgentRegister {
         Ok(row_from_text(&row)?)
     }
 
-    /// Says once that `me` waits to be named, and whose place it is to take if it was. To be repeated.
+    /// Says once that `me` waits to be named, and what is wanted of it. To be repeated.
     ///
     /// # Errors
     /// The agent did not answer, or refuses.
-    pub async fn stand_by(&self, me: Member) -> Result<Option<Member>, RegisterError> {
-        Ok(self
-            .say_waiting(me)
-            .await?
-            .and_then(|answer| answer.replaces)
-            .map(MemberText::member)
-            .transpose()?)
+    pub async fn stand_by(&self, me: Member) -> Result<Offer, RegisterError> {
+        let Some(answer) = self.say_waiting(me).await? else { return Ok(Offer::Wait) };
+        Ok(match answer.replaces.map(MemberText::member).transpose()? {
+            _ if answer.full => Offer::Full,
+            _ if answer.withdrawn => Offer::Withdrawn,
+            Some(victim) => Offer::Replace(victim),
+            None => Offer::Wait,
+        })
     }
 
-    /// Waits until an operator names `me`, also while the group is not founded yet; returns whose place it is to take.
+    /// Waits until an operator names `me`, also while the group is not founded yet; returns whose place it is to take, or
+    /// `None` once that was withdrawn: then wait again in the next incarnation.
     ///
     /// # Errors
-    /// The agent refuses, as for a member, or for a life of `me` that is not its newest.
-    pub async fn named(&self, me: Member) -> Result<Member, RegisterError> {
+    /// The agent refuses, as for a life of `me` that is not its newest, or `me` is a full member already.
+    pub async fn named(&self, me: Member) -> Result<Option<Member>, RegisterError> {
         loop {
             match self.stand_by(me).await {
-                Ok(Some(victim)) => return Ok(victim),
+                Ok(Offer::Replace(victim)) => return Ok(Some(victim)),
+                Ok(Offer::Withdrawn) => return Ok(None),
+                Ok(Offer::Full) => {
+                    let why =
+                        "an earlier process of this incarnation is a full member; start with a higher one";
+                    return Err(RegisterError::Refused(why.to_owned()));
+                }
                 Err(error @ RegisterError::Refused(_)) => return Err(error),
                 Err(error) => tracing::debug!(%error, "the agent does not hear now that this process waits"),
-                Ok(None) => (),
+                Ok(Offer::Wait) => (),
             }
             tokio::time::sleep(STAND_BY_EVERY).await;
         }
@@ -105,12 +126,13 @@ impl AgentRegister {
     /// Waits, after `me` was named, until it is a full member or is not wanted any more.
     pub async fn settled(&self, me: Member) -> Settled {
         loop {
-            match self.say_waiting(me).await {
-                Ok(Some(answer)) if answer.full => return Settled::Promoted,
-                Ok(Some(answer)) if answer.replaces.is_none() => return Settled::Withdrawn,
-                Err(RegisterError::Refused(_)) => return Settled::Withdrawn,
+            match self.stand_by(me).await {
+                Ok(Offer::Full) => return Settled::Promoted,
+                Ok(Offer::Wait | Offer::Withdrawn) | Err(RegisterError::Refused(_)) => {
+                    return Settled::Withdrawn;
+                }
                 Err(error) => tracing::debug!(%error, "what became of this candidate can't be read now"),
-                Ok(_) => (),
+                Ok(Offer::Replace(_)) => (),
             }
             tokio::time::sleep(STAND_BY_EVERY).await;
         }
@@ -251,6 +273,7 @@ struct RequestAnswer {
 struct StandbyAnswer {
     full: bool,
     replaces: Option<MemberText>,
+    withdrawn: bool,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 #[cfg(feature = "agent")]
-pub use agent::{AgentRegister, Settled};
+pub use agent::{AgentRegister, Offer, Settled};
 pub use register::{
     CatalogRegister, Register, RegisterError, RowError, Seen, decode_row, encode_row, row_from_text,
     row_to_text,
