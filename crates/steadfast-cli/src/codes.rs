@@ -231,6 +231,15 @@ codes! {
     ReplaceRefused = 53, Refused, "the node can't be replaced, or leave, like that",
         causes: ["a node can't take its own place", "the place is taken, or there is none", "what runs there can't go on elsewhere"],
         remedy: ["`steadfast nodes` lists members and candidates", "`steadfast drain NAME` hands containers over to other members first"];
+    GroupNotFound = 54, NotFound, "there is no process group of that name",
+        causes: ["a misspelt name", "its program has not founded it yet"],
+        remedy: ["`steadfast groups` lists the names", "start the program that founds the group"];
+    GroupReplaceRefused = 55, Refused, "the member of the group can't be replaced like that",
+        causes: ["the first is no full member, or the second is one already", "the second does not wait for a place, or has stopped waiting", "another replacement is under way in the group"],
+        remedy: ["`steadfast groups` lists the members and who waits", "start the second process as a standby of the group", "nothing was changed"];
+    GroupRowRefused = 56, Conflict, "the group's row can't be what was asked for",
+        causes: ["the program writes a view that does not follow the one that is there", "the cluster has as many groups as are possible", "a life of the process that waits is not its newest"],
+        remedy: ["`steadfast groups` shows the view that is there", "start each life of a process with a higher incarnation"];
 }
 
 impl fmt::Display for Code {

@@ -21,6 +21,15 @@ pub const ROW_BYTES_MAX: usize = 256 * 1024;
 /// The keys of all [`ViewRecord`]s begin so.
 pub const VIEW_RECORDS: &str = "history/";
 
+/// The keys of all process groups begin so.
+pub const GROUPS: &str = "group/";
+
+/// The keys of all requests about process groups begin so.
+pub const GROUP_REQUESTS: &str = "group-request/";
+
+/// The keys of all processes that wait for a place in a group begin so.
+pub const GROUP_STANDBYS: &str = "group-standby/";
+
 const ROW_VERSION: u8 = 1;
 
 /// Names a row of the catalog.
@@ -44,6 +53,12 @@ pub enum Key {
     Container(ContainerId),
     /// The container that bears a name; holds a [`NameRow`].
     Name(String),
+    /// A process group by its name; holds a row of `crate::group`.
+    Group(String),
+    /// What an operator asks of a process group, by the group's name; holds a request of `crate::group`.
+    GroupRequest(String),
+    /// A process that waits, on a node, to be named a member of a group; holds a standby of `crate::group`.
+    GroupStandby(String, NodeId),
 }
 
 impl Key {
@@ -60,6 +75,9 @@ impl Key {
             Key::Invite(name) => format!("invite/{name}"),
             Key::Container(id) => format!("container/{id}"),
             Key::Name(name) => format!("name/{name}"),
+            Key::Group(name) => format!("{GROUPS}{name}"),
+            Key::GroupRequest(name) => format!("{GROUP_REQUESTS}{name}"),
+            Key::GroupStandby(name, node) => format!("{GROUP_STANDBYS}{name}/{node}"),
         }
     }
 
@@ -75,6 +93,12 @@ impl Key {
             Some(("invite", name)) => Some(Key::Invite(name.to_owned())),
             Some(("container", id)) => id.parse().ok().map(Key::Container),
             Some(("name", name)) => Some(Key::Name(name.to_owned())),
+            Some(("group", name)) => Some(Key::Group(name.to_owned())),
+            Some(("group-request", name)) => Some(Key::GroupRequest(name.to_owned())),
+            Some(("group-standby", rest)) => {
+                let (name, node) = rest.rsplit_once('/')?;
+                node.parse().ok().map(|node| Key::GroupStandby(name.to_owned(), node))
+            }
             None | Some(_) => None,
         }
     }
@@ -538,6 +562,17 @@ pub fn decode_change(key: &str, value: Option<&[u8]>) -> Result<Option<Change>, 
             Some(Change::Container(id, value.map(decode_row).transpose()?.map(Box::new)))
         }
         (Some(Key::Cluster | Key::View), None)
-        | (Some(Key::ViewRecord(_) | Key::Invite(_) | Key::Name(_)) | None, _) => None,
+        | (
+            Some(
+                Key::ViewRecord(_)
+                | Key::Invite(_)
+                | Key::Name(_)
+                | Key::Group(_)
+                | Key::GroupRequest(_)
+                | Key::GroupStandby(..),
+            )
+            | None,
+            _,
+        ) => None,
     })
 }

@@ -4,10 +4,13 @@
 //! mirrored_kv register DIR PORT NODE,NODE              keeps the row in a real catalog under DIR, prints each view
 //! mirrored_kv member NODE INCARNATION PORTS ROLE       PORTS: of the register, then two for each node: peers, people
 //!     ROLE: founder | add | replace:NODE/INCARNATION
+//! mirrored_kv member NODE INCARNATION BOOK ROLE --agent SOCKET
+//!     keeps the row in the catalog of a running cluster; BOOK: NODE=ADDRESS:PORT,.. of peers, people on the next port
+//!     ROLE: found:NODE,NODE | add | replace:NODE/INCARNATION | standby (until `steadfast replace --group kv` names it)
 //! ```
 //! People connect to a member's second port and write lines: `PUT KEY VALUE`, `GET KEY`, `VIEW`, `FENCED NODE/INCARNATION`
 //! (that process has ended for good), `PASS NODE/INCARNATION` (that candidate may be promoted).
-//! The test `group_processes` runs it, replaces members and kills processes.
+//! The tests `group_processes` and, on a cluster of agents, `groups` run it, replace members and kill processes.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,17 +24,20 @@ use serde::{Deserialize, Serialize};
 use steadfast::catalog::{
     BoxFuture, Embedded, EmbeddedConfig, RaftNodeId, Timings, Transport, TransportError, WatchItem,
 };
-use steadfast::group::{CatalogRegister, GroupConfig, GroupHandle, Register, RegisterError, decode_row};
+use steadfast::group::{
+    AgentRegister, CatalogRegister, GroupConfig, GroupHandle, Register, RegisterError, Settled, decode_row,
+};
 use steadfast_proto::group::{
     Application, Group, Intent, Member, Outcome, Reason, RestoreError, Row, Settings, Standing, Swapped,
 };
 use steadfast_proto::ids::{Incarnation, NodeId, ViewId};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-const USAGE: &str = "usage: mirrored_kv register DIR PORT NODE,NODE | member NODE INCARNATION PORTS founder|add|replace:NODE/INCARNATION";
+const USAGE: &str = "usage: mirrored_kv register DIR PORT NODE,NODE | member NODE INCARNATION PORTS founder|add|replace:NODE/INCARNATION | member NODE INCARNATION NODE=ADDRESS:PORT,.. found:NODE,..|add|replace:NODE/INCARNATION|standby --agent SOCKET";
 const GROUP: &str = "kv";
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,6 +51,11 @@ async fn main() -> Result<(), Failure> {
             let ports = ports.split(',').map(str::parse).collect::<Result<Vec<u16>, _>>()?;
             let me = Member { node: NodeId(node.parse()?), incarnation: Incarnation(incarnation.parse()?) };
             take_part(me, ports, role).await
+        }
+        ["member", node, incarnation, book, role, "--agent", socket] => {
+            let me = Member { node: node.parse()?, incarnation: Incarnation(incarnation.parse()?) };
+            let book = book.split(',').map(entry).collect::<Result<BTreeMap<_, _>, _>>()?;
+            take_part_in_cluster(me, book, role, AgentRegister::new(socket, GROUP)).await
         }
         _ => Err(USAGE.into()),
     }
@@ -231,19 +242,95 @@ async fn take_part(me: Member, ports: Vec<u16>, role: &str) -> Result<(), Failur
     let config = GroupConfig { listener: peers, addresses, register: Arc::new(register) };
     let handle = GroupHandle::spawn(group, config);
     println!("READY");
+    answer_people(&people, &handle).await
+}
+
+/// Runs one process of a group whose row lies in a cluster's catalog, until it is killed.
+async fn take_part_in_cluster(
+    mut me: Member,
+    book: BTreeMap<NodeId, SocketAddr>,
+    role: &str,
+    register: AgentRegister,
+) -> Result<(), Failure> {
+    let own = *book.get(&me.node).ok_or(USAGE)?;
+    let people = SocketAddr::new(own.ip(), own.port().checked_add(1).ok_or(USAGE)?);
+    let (peers, people) = (std::net::TcpListener::bind(own)?, TcpListener::bind(people).await?);
+    peers.set_nonblocking(true)?;
+    let book = Arc::new(book);
+    let spawn = |group: Group<Table>| -> Result<GroupHandle<Table>, Failure> {
+        let book = Arc::clone(&book);
+        let config = GroupConfig {
+            listener: TcpListener::from_std(peers.try_clone()?)?,
+            addresses: Arc::new(move |member: Member| book.get(&member.node).copied()),
+            register: Arc::new(register.clone()),
+        };
+        Ok(GroupHandle::spawn(group, config))
+    };
+    let (settings, table) = (Settings::default(), Table::default());
+    println!("READY");
+    let group = match (role, role.strip_prefix("found:"), role.strip_prefix("replace:")) {
+        (_, Some(founders), _) => {
+            let founders = founders.split(',').map(|node| -> Result<Member, Failure> {
+                Ok(Member { node: node.parse()?, incarnation: Incarnation(1) })
+            });
+            let row = register.found(&Row::founded(founders.collect::<Result<_, _>>()?)).await?;
+            if row.view.id != ViewId(1) || !row.view.has(me) {
+                return Err("the group was founded before this process: let it come as a standby".into());
+            }
+            Group::founder(me, settings, table, row)
+        }
+        (_, _, Some(victim)) => Group::candidate(me, settings, table, Intent::Replace(member(victim)?)),
+        ("add", ..) => Group::candidate(me, settings, table, Intent::Add),
+        ("standby", ..) => loop {
+            let Some(victim) = register.named(me).await? else {
+                me.incarnation = me.incarnation.next();
+                continue;
+            };
+            let handle = spawn(Group::candidate(me, settings, table.clone(), Intent::Replace(victim)))?;
+            tokio::select! {
+                settled = register.settled(me) => match settled {
+                    Settled::Promoted => return answer_people(&people, &handle).await,
+                    Settled::Withdrawn => me.incarnation = me.incarnation.next(),
+                },
+                ended = answer_people(&people, &handle) => return ended,
+            }
+        },
+        _ => return Err(USAGE.into()),
+    };
+    answer_people(&people, &spawn(group)?).await
+}
+
+/// A line of the book: where a node's member listens.
+fn entry(text: &str) -> Result<(NodeId, SocketAddr), Failure> {
+    let (node, address) = text.split_once('=').ok_or(USAGE)?;
+    Ok((node.parse()?, address.parse()?))
+}
+
+/// Answers until it is dropped, and everybody's connection with it.
+async fn answer_people(people: &TcpListener, handle: &GroupHandle<Table>) -> Result<(), Failure> {
+    let mut connections = JoinSet::new();
     loop {
         let (stream, _) = people.accept().await?;
         let handle = handle.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             // People come and go.
             let _ = serve(stream, handle).await;
         });
+        while connections.try_join_next().is_some() {}
     }
 }
 
 fn member(text: &str) -> Result<Member, Failure> {
     let (node, incarnation) = text.split_once('/').ok_or("a member is written NODE/INCARNATION")?;
-    Ok(Member { node: NodeId(node.parse()?), incarnation: Incarnation(incarnation.parse()?) })
+    Ok(Member { node: node_id(node)?, incarnation: Incarnation(incarnation.parse()?) })
+}
+
+/// A number, or the id of a cluster's node.
+fn node_id(text: &str) -> Result<NodeId, Failure> {
+    match text.parse() {
+        Ok(number) => Ok(NodeId(number)),
+        Err(_) => Ok(text.parse()?),
+    }
 }
 
 async fn serve(stream: TcpStream, handle: GroupHandle<Table>) -> Result<(), Failure> {

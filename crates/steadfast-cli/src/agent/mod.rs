@@ -16,6 +16,7 @@ mod devices;
 mod engine;
 mod exec;
 pub mod found;
+mod groups;
 #[doc(hidden)]
 pub mod fuzzing;
 mod holders;
@@ -96,6 +97,7 @@ pub struct Agent {
     pub(crate) why_no_containers: Option<String>,
     pub(crate) inviter: Inviter,
     pub(crate) keys: Keyring,
+    pub(crate) waiters: groups::Waiters,
 }
 
 impl std::fmt::Debug for Agent {
@@ -327,6 +329,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         why_no_containers,
         inviter,
         keys,
+        waiters: groups::Waiters::default(),
     });
     offer(&agent, &opened.services);
     follow(&agent, &opened.state, opened.transport, opened.own);
@@ -493,6 +496,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
     }
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
     tokio::spawn(Arc::clone(agent).tend_voters());
+    tokio::spawn(Arc::clone(agent).sweep_standbys());
     tokio::spawn(async move {
         let mut watch =
             rows.catalog().watch("node/".to_owned(), rows.catalog().range_stale("node/").revision);

@@ -66,6 +66,15 @@ impl Client {
         decode(self.send(Method::POST, path, Some(encode(body)?)).await?).await
     }
 
+    /// Asks for something to be so; safe to repeat.
+    pub async fn put<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Failure> {
+        decode(self.send(Method::PUT, path, Some(encode(body)?)).await?).await
+    }
+
     /// Removes.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         decode(self.send(Method::DELETE, path, None).await?).await

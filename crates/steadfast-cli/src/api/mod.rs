@@ -8,6 +8,8 @@ pub mod convert;
 pub mod device_types;
 pub mod devices;
 pub mod frames;
+pub mod group_types;
+pub mod groups;
 pub mod link_client;
 pub mod link_types;
 pub mod link_words;

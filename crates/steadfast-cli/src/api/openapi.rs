@@ -10,12 +10,12 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{device_types, link_types, types, view_types};
+use super::{device_types, group_types, link_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// `get`, `post` or `delete`.
+    /// `get`, `post`, `put` or `delete`.
     pub method: &'static str,
     /// The path with its parameters in braces.
     pub path: &'static str,
@@ -84,6 +84,39 @@ pub const OPERATIONS: &[Operation] = &[
     post("/v1/devices/name", "Give a device a name", "NameDevice", Answer::One("Device")),
     post("/v1/devices/rename", "Give a device another name", "RenameDevice", Answer::One("Device")),
     post("/v1/devices/unname", "Take a device's name away for good", "UnnameDevice", Answer::One("Device")),
+    get("/v1/groups", "Every process group", Answer::Many("Group")),
+    get("/v1/groups/{name}", "One process group, with its row", Answer::One("Group")),
+    put(
+        "/v1/groups/{name}",
+        "Swap a group's row for its next one, or found the group",
+        "SwapGroup",
+        Answer::One("SwappedGroup"),
+    ),
+    get(
+        "/v1/groups/{name}/request",
+        "What an operator asked of a group; null where nothing",
+        Answer::One("GroupRequest"),
+    ),
+    put(
+        "/v1/groups/{name}/request",
+        "Ask for a member to be replaced by a process that waits; follow the group until it is",
+        "ReplaceMember",
+        Answer::One("Group"),
+    ),
+    Operation {
+        method: "delete",
+        ..get(
+            "/v1/groups/{name}/request",
+            "Withdraw a request that has not been carried out; the answer shows which came first",
+            Answer::One("Group"),
+        )
+    },
+    put(
+        "/v1/groups/{name}/standbys",
+        "Say that a process waits for a place, every second or so; answers with what is asked of it",
+        "WaitForPlace",
+        Answer::One("PlaceOffer"),
+    ),
     post("/v1/invites", "Make a one-time token for one new node", "InviteRequest", Answer::One("Invitation")),
     get("/v1/keys", "How the cluster's keys and this node's certificate stand", Answer::One("KeyStatus")),
     Operation {
@@ -187,12 +220,17 @@ const fn post(path: &'static str, summary: &'static str, body: &'static str, ans
     Operation { method: "post", path, summary, body: Some(body), query: &[], answer }
 }
 
+const fn put(path: &'static str, summary: &'static str, body: &'static str, answer: Answer) -> Operation {
+    Operation { method: "put", ..post(path, summary, body, answer) }
+}
+
 /// The whole document as JSON.
 pub fn document() -> String {
     let mut paths = PathsBuilder::new();
     for operation in OPERATIONS {
         let method = match operation.method {
             "post" => HttpMethod::Post,
+            "put" => HttpMethod::Put,
             "delete" => HttpMethod::Delete,
             _ => HttpMethod::Get,
         };
@@ -223,7 +261,7 @@ fn described(operation: &Operation) -> utoipa::openapi::path::Operation {
                 .name("name")
                 .parameter_in(ParameterIn::Path)
                 .required(Required::True)
-                .description(Some("the container's name")),
+                .description(Some("the name of what the path is about")),
         );
     }
     for name in operation.query {
@@ -302,6 +340,11 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<device_types::UnnameDevice>(components);
     let components = add::<link_types::LinkReport>(add::<link_types::Link>(components));
     let components = add::<link_types::General>(add::<link_types::VerdictReport>(components));
+    let components = add::<group_types::Group>(add::<group_types::GroupMember>(components));
+    let components = add::<group_types::GroupRequest>(add::<group_types::SwapGroup>(components));
+    let components = add::<group_types::GroupKey>(add::<group_types::SwappedGroup>(components));
+    let components = add::<group_types::ReplaceMember>(add::<group_types::WaitForPlace>(components));
+    let components = add::<group_types::PlaceOffer>(components);
     let components = add::<view_types::ViewRecord>(add::<view_types::Member>(components));
     let components = add::<view_types::ChangedNode>(add::<view_types::SurvivesDomain>(components));
     let components = add::<link_types::Verdict>(add::<link_types::Evidence>(components));

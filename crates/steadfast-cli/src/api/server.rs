@@ -12,7 +12,7 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{devices, links, proxy, views};
+use super::{devices, groups, links, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -49,6 +49,10 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/devices/name", post(devices::name))
         .route("/v1/devices/rename", post(devices::rename))
         .route("/v1/devices/unname", post(devices::unname))
+        .route("/v1/groups", get(groups::groups))
+        .route("/v1/groups/{name}", get(groups::group).put(groups::swap))
+        .route("/v1/groups/{name}/request", get(groups::request).put(groups::ask).delete(groups::withdraw))
+        .route("/v1/groups/{name}/standbys", put(groups::stand_by))
         .route("/v1/invites", post(invite))
         .route("/v1/keys", get(keys))
         .route("/v1/keys/rotate", post(rotate_keys))
@@ -287,6 +291,7 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/verdicts",
         "/v1/views",
         "/v1/devices",
+        "/v1/groups",
         "/v1/invites",
         "/v1/containers",
         "/v1/checkpoints",

@@ -13,6 +13,7 @@ pub mod device;
 pub mod drain;
 pub mod exec;
 pub mod explain;
+pub mod groups;
 pub mod init;
 pub mod invite;
 pub mod join;
@@ -110,6 +111,7 @@ pub enum Verb {
     Links(links::Args),
     Views(views::Args),
     Device(device::Args),
+    Groups(groups::Args),
     Replace(replace::Args),
     Leave(leave::Args),
     Drain(drain::Args),
@@ -194,6 +196,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
         Verb::Device(args) => device::run(args, context).map(done),
+        Verb::Groups(args) => block_on(groups::run(args, context))?.map(done),
         Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),
         Verb::Leave(args) => block_on(leave::run(args, context))?.map(done),
         Verb::Drain(args) => block_on(drain::run(args, context))?.map(done),

@@ -15,6 +15,7 @@ mod conclusions;
 mod detection;
 mod devices;
 mod forgeries;
+mod groups;
 mod identity;
 mod links;
 mod members;

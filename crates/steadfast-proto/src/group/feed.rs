@@ -139,6 +139,12 @@ impl Feed {
         full.map(|peer| peer.acked.unwrap_or_default()).min().unwrap_or(log.last()).min(log.last())
     }
 
+    /// What the candidate that is furthest behind has, or will have once its snapshot has arrived.
+    pub(super) fn held(&self) -> Option<Sequence> {
+        let candidates = self.peers.values().filter(|peer| !peer.is_full);
+        candidates.filter_map(|peer| peer.transfer.as_ref().map(|transfer| transfer.at).or(peer.acked)).min()
+    }
+
     /// Sends what is due. `snapshot` gives the state up to the log's last record.
     pub(super) fn pump(
         &mut self,

@@ -8,6 +8,9 @@ use super::{MESSAGE_BYTES_MAX, Sequence};
 
 /// Bytes of stable records that are kept at most.
 const RETAINED_BYTES_MAX: usize = 8 << 20;
+/// How many times as much is kept for a candidate that takes the state over: what is written meanwhile.
+const HELD_FACTOR: u64 = 16;
+const HELD_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Clone, Debug)]
 pub(super) struct Log {
@@ -16,12 +19,14 @@ pub(super) struct Log {
     last: Sequence,
     stable: Sequence,
     retained_max: u64,
+    /// What somebody who is being fed has; more is kept after it.
+    held: Option<Sequence>,
 }
 
 impl Log {
     /// A log that begins after `last`.
     pub(super) fn after(last: Sequence, stable: Sequence, retained_max: u64) -> Log {
-        Log { records: VecDeque::new(), bytes: 0, last, stable: stable.min(last), retained_max }
+        Log { records: VecDeque::new(), bytes: 0, last, stable: stable.min(last), retained_max, held: None }
     }
 
     pub(super) fn last(&self) -> Sequence {
@@ -55,6 +60,12 @@ impl Log {
         self.trim();
     }
 
+    /// Keeps more of what comes after `held`, which a candidate has; nothing more than usual for `None`.
+    pub(super) fn hold(&mut self, held: Option<Sequence>) {
+        self.held = held;
+        self.trim();
+    }
+
     /// Records from `first` on, as many as one message carries and no more than `max`; none if they are not kept.
     pub(super) fn from(&self, first: Sequence, max: u64) -> Vec<Vec<u8>> {
         let Some(skipped) =
@@ -73,11 +84,43 @@ impl Log {
     }
 
     fn trim(&mut self) {
-        let is_much =
-            |log: &Log| log.records.len() as u64 > log.retained_max || log.bytes > RETAINED_BYTES_MAX;
-        while is_much(self) && self.first() <= self.stable {
+        while self.is_much() && self.first() <= self.stable {
             let Some(dropped) = self.records.pop_front() else { return };
             self.bytes -= dropped.len();
         }
+    }
+
+    fn is_much(&self) -> bool {
+        let (records, is_held) =
+            (self.records.len() as u64, self.held.is_some_and(|held| self.first() > held));
+        if is_held {
+            return records > self.retained_max.saturating_mul(HELD_FACTOR) || self.bytes > HELD_BYTES_MAX;
+        }
+        records > self.retained_max || self.bytes > RETAINED_BYTES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_kept_for_who_takes_the_state_over_and_no_more_than_that() {
+        let mut log = Log::after(Sequence(0), Sequence(0), 4);
+        let write = |log: &mut Log, count| {
+            for _ in 0..count {
+                let last = log.push(vec![7]);
+                log.stabilise(last);
+            }
+        };
+        write(&mut log, 10);
+        assert_eq!(log.first(), Sequence(7));
+        log.hold(Some(Sequence(10)));
+        write(&mut log, 20);
+        assert_eq!(log.first(), Sequence(11));
+        write(&mut log, 1_000);
+        assert_eq!((log.first(), log.last()), (Sequence(967), Sequence(1_030)));
+        log.hold(None);
+        assert_eq!(log.first(), Sequence(1_027));
     }
 }

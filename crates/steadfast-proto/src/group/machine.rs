@@ -252,6 +252,9 @@ impl<A: Application> Group<A> {
             self.apply_at = self.intent.map(|_| now);
             self.feed = Feed::default();
         }
+        if !self.leads() {
+            self.log.hold(None);
+        }
         self.settle_requests(&row, is_next, out);
         for (member, elimination) in self.probation.review(now, &row.view, &self.settings) {
             out.send.push((member, Message::Eliminate(elimination)));
@@ -357,6 +360,7 @@ impl<A: Application> Group<A> {
         {
             let about = (row, &self.log, &self.settings);
             self.feed.pump(now, about, || self.application.snapshot(), &mut out.send);
+            self.log.hold(self.feed.held());
         }
     }
 

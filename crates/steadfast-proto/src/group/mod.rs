@@ -41,6 +41,7 @@ mod log;
 mod machine;
 mod member;
 mod probation;
+mod request;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -56,7 +57,8 @@ use crate::quiesce;
 pub use crate::quiesce::Member;
 pub use machine::Group;
 pub use probation::{Elimination, Intent, PROBATION_MAX, Standing};
-pub use view::{GroupView, MIRRORS_MAX, Reason, Row};
+pub use request::{Asked, GroupRows, Request, RequestError, RequestState, Standby, SwapDecision};
+pub use view::{GroupView, MIRRORS_MAX, NotNext, Reason, Row};
 
 /// The largest record, in bytes.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;

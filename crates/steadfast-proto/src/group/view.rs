@@ -78,6 +78,94 @@ impl Row {
     }
 }
 
+/// A row that can't be a group's first, or can't follow the one that is there. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotNext {
+    /// It is no first row.
+    #[error(
+        "the first row of a group has view 1 after 0, cut 0 and no renewal, and 1 to {MIRRORS_MAX} full members on as many nodes, which is how many it should have; this one has view {0} and {1} members"
+    )]
+    First(ViewId, usize),
+    /// It is neither a renewal of the row that is there nor its next view.
+    #[error(
+        "the group is at view {there}, renewal {renewal}: next is view {there} with the next renewal, or the view after it; not view {asked} after {predecessor}"
+    )]
+    Number {
+        /// The view that is there.
+        there: ViewId,
+        /// Its renewal.
+        renewal: u64,
+        /// The view that was to be written.
+        asked: ViewId,
+        /// What it names as its predecessor.
+        predecessor: ViewId,
+    },
+    /// Its members are not those of its predecessor with the change that it names.
+    #[error(
+        "view {0} does not have the members of the one before it with the change that it gives as its reason"
+    )]
+    Members(ViewId),
+    /// Its cut lies before that of its predecessor.
+    #[error("view {0} begins at record {1}, before the one that it follows")]
+    Cut(ViewId, u64),
+}
+
+impl Row {
+    /// Whether this can be the first row of a group.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn check_first(&self) -> Result<(), NotNext> {
+        let count = self.view.full.len();
+        let nodes: BTreeSet<_> = self.view.full.iter().map(|member| member.node).collect();
+        let is_first = (1..=MIRRORS_MAX).contains(&count)
+            && nodes.len() == count
+            && *self == Row::founded(self.view.full.clone());
+        if is_first { Ok(()) } else { Err(NotNext::First(self.view.id, count)) }
+    }
+
+    /// Whether `next` can follow this row: its renewal, or the next view with the change of members that it names.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn check_next(&self, next: &Row) -> Result<(), NotNext> {
+        if *next == self.renewed() {
+            return Ok(());
+        }
+        let (old, new) = (&self.view, &next.view);
+        if new.id != old.id.next() || new.predecessor != old.id || next.renewal != 0 {
+            return Err(NotNext::Number {
+                there: old.id,
+                renewal: self.renewal,
+                asked: new.id,
+                predecessor: new.predecessor,
+            });
+        }
+        if new.cut < old.cut {
+            return Err(NotNext::Cut(new.id, new.cut.0));
+        }
+        let has_node = |by: Member| old.full.iter().any(|member| member.node == by.node);
+        let right = match &new.reason {
+            Reason::Founded => None,
+            Reason::Added(by) => (!has_node(*by)).then(|| old.add(*by, new.cut)),
+            Reason::Replaced { victim, by } => {
+                let is_right =
+                    old.has(*victim) && !old.has(*by) && (!has_node(*by) || victim.node == by.node);
+                is_right.then(|| old.replace(*victim, *by, new.cut))
+            }
+            Reason::Failed(gone) => {
+                let is_right = !gone.is_empty() && gone.iter().all(|member| old.has(*member));
+                is_right.then(|| old.fail(gone, new.cut))
+            }
+        };
+        let has_room = usize::try_from(new.mirrors).is_ok_and(|mirrors| new.full.len() <= mirrors);
+        if right.as_ref() == Some(new) && has_room && !new.full.is_empty() {
+            return Ok(());
+        }
+        Err(NotNext::Members(new.id))
+    }
+}
+
 impl GroupView {
     /// Who numbers writes.
     pub fn leader(&self) -> Option<Member> {

@@ -5,6 +5,8 @@
 //! tasks. The connections are plain TCP, for loopback or for a network that is sealed below. Read next: [`Register`],
 //! then `wire`.
 
+#[cfg(feature = "agent")]
+mod agent;
 mod register;
 mod wire;
 
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_proto::group::{
-    Application, Event, Group, Input, Member, Message, Outcome, Output, RequestId, Row, Standing, Swap,
+    Application, Event, Group, Input, Member, Message, Outcome, Output, RequestId, Standing, Swap,
 };
 use steadfast_proto::machine::Machine;
 use steadfast_proto::time::Time;
@@ -23,7 +25,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-pub use register::{CatalogRegister, Register, RegisterError, RowError, decode_row, encode_row};
+#[cfg(feature = "agent")]
+pub use agent::{AgentRegister, Offer, Settled};
+pub use register::{
+    CatalogRegister, Register, RegisterError, RowError, Seen, decode_row, encode_row, row_from_text,
+    row_to_text,
+};
 
 use crate::net::datagram::now;
 
@@ -248,24 +255,34 @@ impl<A: Application> Driver<A> {
     }
 }
 
-/// Hands in the row whenever it is another one.
+/// Hands in the row whenever it is another one, whom an operator wants in, and who failed.
 async fn follow(register: Arc<dyn Register>, inputs: mpsc::Sender<Input>) {
-    let mut known: Option<Row> = None;
+    let mut known = Seen::default();
     loop {
-        match register.read().await {
-            Ok(row) => {
-                if row != known
-                    && let Some(row) = row.clone()
-                    && inputs.send(Input::Committed(row)).await.is_err()
-                {
-                    return;
+        match register.look().await {
+            Ok(seen) => {
+                for input in news(&known, &seen) {
+                    if inputs.send(input).await.is_err() {
+                        return;
+                    }
                 }
-                known = row;
+                known = seen;
             }
             Err(error) => tracing::debug!(%error, "the group's row can't be read now"),
         }
         tokio::time::sleep(READ_EVERY).await;
     }
+}
+
+fn news(known: &Seen, seen: &Seen) -> Vec<Input> {
+    let row = seen.row.clone().filter(|row| known.row.as_ref() != Some(row));
+    let dropped = known.promote.filter(|candidate| seen.promote != Some(*candidate));
+    let pending = dropped.map(|candidate| Input::Evidence { candidate, standing: Standing::Pending });
+    // Again and again: it may apply here only later.
+    let pass = seen.promote.map(|candidate| Input::Evidence { candidate, standing: Standing::Pass });
+    let failed = seen.failed.iter().filter(|member| !known.failed.contains(member));
+    let failed = failed.map(|member| Input::Fenced(*member));
+    row.map(Input::Committed).into_iter().chain(failed).chain(pending).chain(pass).collect()
 }
 
 fn note(me: Member, event: &Event) {

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use steadfast_proto::group::{Row, Swapped};
+use steadfast_proto::catalog::Key;
+use steadfast_proto::group::{Member, Row, Swapped};
 use steadfast_proto::ids::ViewId;
 
 use crate::catalog::{BoxFuture, Catalog, CatalogError, Txn, VALUE_BYTES_MAX};
@@ -17,8 +18,24 @@ pub trait Register: Send + Sync + 'static {
     /// The row as of now, or `None` before the group was founded.
     fn read(&self) -> BoxFuture<'_, Result<Option<Row>, RegisterError>>;
 
+    /// The row, and what else whoever keeps it knows of the group; asked again and again.
+    fn look(&self) -> BoxFuture<'_, Result<Seen, RegisterError>> {
+        Box::pin(async { Ok(Seen { row: self.read().await?, ..Seen::default() }) })
+    }
+
     /// Writes `next` if the row still has the view and renewal `expected`.
     fn swap(&self, expected: (ViewId, u64), next: Row) -> BoxFuture<'_, Swapped>;
+}
+
+/// What is known of a group where its row is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The row, or `None` before the group was founded.
+    pub row: Option<Row>,
+    /// The candidate that an operator asked for; it passes, and no longer once it stands here no more.
+    pub promote: Option<Member>,
+    /// Full members that failed, for good.
+    pub failed: Vec<Member>,
 }
 
 /// Why the row was not read. Nothing changed; it may be asked again.
@@ -33,6 +50,9 @@ pub enum RegisterError {
     /// Whoever keeps the row can't be reached.
     #[error("the group's row can't be read: {0}")]
     Unreachable(String),
+    /// Whoever keeps the row refuses, and will again.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The bytes are no row of a group, or one of another version.
@@ -65,6 +85,26 @@ pub fn decode_row(bytes: &[u8]) -> Result<Row, RowError> {
     }
 }
 
+/// A row as text, for a request or an answer.
+pub fn row_to_text(row: &Row) -> String {
+    encode_row(row).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The row behind such text.
+///
+/// # Errors
+/// It is not hexadecimal, or no row.
+pub fn row_from_text(text: &str) -> Result<Row, RowError> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pair = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    };
+    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(pair).collect();
+    let error = || RowError { bytes: text.len(), why: "it is no pairs of hexadecimal digits".to_owned() };
+    decode_row(&bytes.ok_or_else(error)?)
+}
+
 /// A group's row in the catalog.
 #[derive(Clone)]
 pub struct CatalogRegister {
@@ -81,7 +121,7 @@ impl std::fmt::Debug for CatalogRegister {
 impl CatalogRegister {
     /// The row of the group of this name.
     pub fn new(catalog: Arc<dyn Catalog>, name: &str) -> CatalogRegister {
-        CatalogRegister { catalog, key: format!("group/{name}") }
+        CatalogRegister { catalog, key: Key::Group(name.to_owned()).encode() }
     }
 
     /// Writes the first row, unless there is one, and returns the row that is there.
@@ -144,9 +184,13 @@ mod tests {
     fn rows_survive_and_other_bytes_are_refused() {
         let row = Row::founded(Vec::new());
         let bytes = encode_row(&row);
-        assert_eq!(decode_row(&bytes), Ok(row));
+        assert_eq!(decode_row(&bytes), Ok(row.clone()));
         for wrong in [&[][..], &[9, 0, 0], &bytes[..bytes.len() - 1]] {
             assert!(decode_row(wrong).is_err());
+        }
+        assert_eq!(row_from_text(&row_to_text(&row)), Ok(row));
+        for wrong in ["", "0", "0g", "01ü", "zz"] {
+            assert!(row_from_text(wrong).is_err());
         }
     }
 }
