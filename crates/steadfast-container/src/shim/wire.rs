@@ -18,6 +18,8 @@ use crate::{
 
 /// How often an arrival is announced: with the thaw, and with the renewals that follow.
 const ANNOUNCEMENTS: u32 = 4;
+/// After how long the kernel asks anew for a neighbour's address that nobody answered.
+const NEIGHBOUR_RETRY_MS: &str = "50";
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 type Answer = Sender<io::Result<()>>;
@@ -162,6 +164,19 @@ impl Worker {
     }
 }
 
+/// Has the kernel repeat what it asks a neighbour sooner than after its usual second, in the calling thread's name space.
+///
+/// A restored program's first packets leave before the gate is open: the kernel then asks for the neighbour's address in
+/// vain, and whoever talks to the program would wait for its next question.
+fn ask_neighbours_often() {
+    let path = format!("/proc/sys/net/ipv4/neigh/{}/retrans_time_ms", network::INSIDE);
+    if let Err(e) = std::fs::write(&path, NEIGHBOUR_RETRY_MS) {
+        eprintln!(
+            "steadfast shim: {path} can't be set, so the first answer after a restore may take a second longer: {e}"
+        );
+    }
+}
+
 /// The way out of a container with an address.
 struct Outside {
     gate: Gate,
@@ -180,6 +195,7 @@ impl Outside {
         let switch = InterfaceSwitch::open(&layout.interface)
             .map_err(network::kernel("finding the container's interface"))?;
         let announcer = network::inside(&namespace, move || {
+            ask_neighbours_often();
             Announcer::open(network::INSIDE, address.ip, hardware)
                 .map_err(network::kernel("opening an ARP socket"))
         })?;
