@@ -55,7 +55,7 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
     }
     report::describe_machine()?;
     println!("settings: etcd {} with its defaults; both without delay between processes", theirs::version()?);
-    println!("settings: agents with their defaults but for a probation of a second");
+    println!("settings: agents with their defaults but for a short probation");
     let mut report = Report::default();
     let mut failures = Vec::new();
     for (name, measure) in PARTS.into_iter().filter(|(name, _)| wanted.is_none_or(|part| part == *name)) {

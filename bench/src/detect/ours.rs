@@ -27,6 +27,8 @@ pub const NAME: &str = "steadfast";
 const PORT: u16 = 7400;
 /// How long one step of the start may take.
 const STEP_MAX: Duration = Duration::from_secs(60);
+/// And how much longer with each agent, since views that admit one follow each other.
+const STEP_OF_EACH: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Where data folders lie, and how their names begin.
@@ -34,7 +36,7 @@ const MEMORY: &str = "/dev/shm";
 const MARK: &str = "sfd";
 
 /// What members ask of who comes back: the same as ever, for a shorter time. How long a node proves itself is no part of any figure.
-const PROBATION: &str = "seen = \"300ms\"\nclean = \"1s\"\n";
+const PROBATION: &str = "seen = \"200ms\"\nclean = \"300ms\"\n";
 
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
@@ -168,7 +170,7 @@ impl System for Steadfast {
     }
 
     fn settings(&self) -> String {
-        "steadfast agent, release build, defaults but for a probation of a second".to_owned()
+        "steadfast agent, release build, defaults but for a short probation".to_owned()
     }
 
     fn command(&self, hub: &Hub, host: usize) -> anyhow::Result<Command> {
@@ -216,9 +218,8 @@ impl System for Steadfast {
             let answer = self.command_line(cluster.hub(), host, &arguments)?;
             self.note_id(&answer, host)?;
             cluster.start(host)?;
-            self.wait_answer(cluster, host)?;
         }
-        cluster.wait_full(STEP_MAX)
+        cluster.wait_full(STEP_MAX + STEP_OF_EACH.saturating_mul(u32::try_from(cluster.hosts())?))
     }
 }
 
