@@ -24,7 +24,7 @@ use load::{Contender, Doing, Load};
 /// Rounds of each figure against the peer.
 const ROUNDS: usize = 5;
 /// How long one load lasts.
-const SPAN: Duration = Duration::from_secs(3);
+const SPAN: Duration = Duration::from_secs(2);
 /// Bytes of a value.
 pub(crate) const VALUE_BYTES: usize = 256;
 
