@@ -33,7 +33,9 @@ fn main() -> anyhow::Result<()> {
         ["main"] => main_bench(),
         ["main", part] => main_part(part),
         [name, ..] => {
-            bail!("there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|failover|idle|views], detect [PART...]")
+            bail!(
+                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...]"
+            )
         }
     }
 }

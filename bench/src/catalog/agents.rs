@@ -16,6 +16,7 @@ use super::theirs::Theirs;
 use crate::detect::cluster::{Cluster, Death};
 use crate::detect::journal::What;
 use crate::detect::ours::Steadfast;
+use crate::detect::systems::System;
 use crate::report::{Report, median};
 use crate::steadfast;
 
@@ -23,6 +24,9 @@ use crate::steadfast;
 const WATCH: Duration = Duration::from_secs(20);
 const SETTLE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// From how many agents on fewer deaths are enough, and how many.
+const MANY: usize = 64;
+const ROUNDS_OF_MANY: usize = 3;
 /// How long one write to an agent is waited for before it is made anew.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 
@@ -115,17 +119,33 @@ fn syncs_per_second(pids: &[u32]) -> anyhow::Result<f64> {
 }
 
 /// From the first agent's verdict on a dead one until the last of the others has the view without it.
-pub fn views(report: &mut Report) -> anyhow::Result<()> {
-    for (hosts, deaths) in [(3, ROUNDS), (16, ROUNDS), (64, 3)] {
-        let mut cluster = Cluster::boot(Arc::new(Steadfast::new()?), hosts, 2)?;
+pub fn views(sizes: &[&str], report: &mut Report) -> anyhow::Result<()> {
+    let sizes: Vec<usize> = if sizes.is_empty() {
+        vec![3, 16, 64]
+    } else {
+        sizes
+            .iter()
+            .map(|size| size.parse().context("'views' is followed by numbers of nodes"))
+            .collect::<Result<_, _>>()?
+    };
+    for hosts in sizes {
+        let deaths = if hosts < MANY { ROUNDS } else { ROUNDS_OF_MANY };
+        let steadfast = Arc::new(Steadfast::new()?);
+        let start = Instant::now();
+        let mut cluster = Cluster::boot(Arc::clone(&steadfast) as Arc<dyn System>, hosts, 2)?;
+        println!("views n{hosts}: all members after {:.0} s", start.elapsed().as_secs_f64());
         let mut times = Vec::new();
         for death in 0..deaths {
             let victim = 1 + death % (hosts - 1);
-            cluster.detect(victim, Death::Killed, PATIENCE)?;
+            steadfast.wait_settled(&cluster)?;
+            // A machine: an agent that only crashed is given time to come back before it is removed.
+            cluster.detect(victim, Death::Silent, PATIENCE)?;
             let time = change_ms(&cluster, victim)?;
             println!("views n{hosts} death {}: {time:.0} ms", death + 1);
             times.push(time);
-            cluster.revive(victim, PATIENCE * 2)?;
+            if death + 1 < deaths {
+                cluster.revive(victim, PATIENCE * 2)?;
+            }
         }
         report.figure(&format!("catalog.view_change_ms.n{hosts}"), median(&times), "ms");
     }

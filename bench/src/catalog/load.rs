@@ -5,6 +5,9 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bytes::Bytes;
+
+use super::watch::Watchers;
 
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +21,15 @@ pub enum Doing {
 /// One question; an error ends the measurement.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
 
+/// A client that connects.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Box<dyn Client>>> + 'a>>;
+
 /// A client of one of the systems.
 pub trait Client: Send + Sync {
     /// Asks once, about the key of this number.
     fn ask(&self, doing: Doing, key: u64) -> Answer<'_>;
+    /// Writes this value, durable on a majority.
+    fn put<'a>(&'a self, key: &'a str, value: Bytes) -> Answer<'a>;
 }
 
 /// One of the systems.
@@ -29,7 +37,9 @@ pub trait Contender {
     /// Its name in what is printed.
     fn name(&self) -> &'static str;
     /// A client of the member with this number, from 0.
-    fn client(&self, member: usize) -> Pin<Box<dyn Future<Output = anyhow::Result<Box<dyn Client>>> + '_>>;
+    fn client(&self, member: usize) -> Connecting<'_>;
+    /// So many watchers, under way at the member with this number.
+    fn watchers(&self, member: usize, count: usize) -> Watchers<'_>;
 }
 
 /// What a load showed.

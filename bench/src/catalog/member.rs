@@ -4,10 +4,8 @@
 //! engine's own messages.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,14 +15,16 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use steadfast::catalog::{
-    BoxFuture, Catalog, Embedded, EmbeddedConfig, Member, RaftNodeId, Timings, Transport, TransportError, Txn,
+    BoxFuture, Catalog, Embedded, EmbeddedConfig, Member, RaftNodeId, Timings, Transport, TransportError,
+    Txn, WatchItem,
 };
 use steadfast::net::rpc::{Class, Limits, Listener, Peers, Services};
 use steadfast::net::tls::{Authority, Credentials, NodeKey};
 use steadfast_proto::ids::{ClusterId, NodeId};
 
 use super::VALUE_BYTES;
-use super::load::{Answer, Client, Contender, Doing};
+use super::load::{Answer, Client, Connecting, Contender, Doing};
+use super::watch::{self, Given, Watcher, Watchers};
 
 const CLUSTER: ClusterId = ClusterId(0xca7a);
 const MEMBERS: u64 = 3;
@@ -47,6 +47,10 @@ const TIMINGS: Timings = Timings {
 enum Ask {
     Put(String, Bytes),
     Get(String),
+    /// What revision the member's rows are of.
+    Revision,
+    /// The next change of a row after a revision; answered when there is one.
+    Next(String, u64),
     Initialize,
     Add(u64),
 }
@@ -138,6 +142,8 @@ async fn answer(engine: &Embedded, request: &[u8]) -> anyhow::Result<Bytes> {
     match postcard::from_bytes(request)? {
         Ask::Put(key, value) => drop(engine.txn(Txn::put(key, value)).await?),
         Ask::Get(key) => return Ok(engine.get(key).await?.map(|row| row.value).unwrap_or_default()),
+        Ask::Revision => return Ok(postcard::to_allocvec(&engine.get_stale("").0)?.into()),
+        Ask::Next(key, from) => return next_change(engine, key, from).await,
         Ask::Initialize => engine.initialize(Vec::new()).await?,
         Ask::Add(member) => {
             engine.add_learner(member, Member::new(Vec::new())).await?;
@@ -145,6 +151,24 @@ async fn answer(engine: &Embedded, request: &[u8]) -> anyhow::Result<Bytes> {
         }
     }
     Ok(Bytes::new())
+}
+
+/// What the row of `key` holds after the next change after revision `from`.
+async fn next_change(engine: &Embedded, key: String, from: u64) -> anyhow::Result<Bytes> {
+    let mut changes = engine.watch(key.clone(), from);
+    loop {
+        let item = changes.next().await?;
+        let revision = item.revision();
+        let held = match item {
+            WatchItem::Changed(watched) => watched.changes.into_iter().find(|(changed, _)| *changed == key),
+            WatchItem::Resync { rows, .. } => {
+                rows.into_iter().find(|(found, _)| *found == key).map(|(found, row)| (found, Some(row)))
+            }
+        };
+        if let Some((_, Some(row))) = held {
+            return Ok(postcard::to_allocvec(&(revision, row.value))?.into());
+        }
+    }
 }
 
 /// Running members.
@@ -216,6 +240,31 @@ impl Client for OurClient {
             ask(&self.peers, self.member, &question).await.map(drop)
         })
     }
+
+    fn put<'a>(&'a self, key: &'a str, value: Bytes) -> Answer<'a> {
+        Box::pin(
+            async move { ask(&self.peers, self.member, &Ask::Put(key.to_owned(), value)).await.map(drop) },
+        )
+    }
+}
+
+/// Asks its member for the change after the last, which answers when there is one.
+struct OurWatcher {
+    peers: Peers,
+    member: u64,
+    revision: u64,
+}
+
+impl Watcher for OurWatcher {
+    fn next(&mut self) -> Given<'_> {
+        Box::pin(async move {
+            let question = Ask::Next(watch::KEY.to_owned(), self.revision);
+            let answer = ask(&self.peers, self.member, &question).await?;
+            let (revision, value): (u64, Bytes) = postcard::from_bytes(&answer)?;
+            self.revision = revision;
+            Ok(value)
+        })
+    }
 }
 
 impl Contender for Ours {
@@ -223,11 +272,20 @@ impl Contender for Ours {
         "ours"
     }
 
-    fn client(&self, member: usize) -> Pin<Box<dyn Future<Output = anyhow::Result<Box<dyn Client>>> + '_>> {
+    fn client(&self, member: usize) -> Connecting<'_> {
         Box::pin(async move {
             let value = Bytes::from(vec![7; VALUE_BYTES]);
             let client = OurClient { peers: self.peers.clone(), member: member as u64 + 1, value };
             Ok(Box::new(client) as Box<dyn Client>)
+        })
+    }
+
+    fn watchers(&self, member: usize, count: usize) -> Watchers<'_> {
+        Box::pin(async move {
+            let member = member as u64 + 1;
+            let revision = postcard::from_bytes(&ask(&self.peers, member, &Ask::Revision).await?)?;
+            let watcher = || OurWatcher { peers: self.peers.clone(), member, revision };
+            Ok((0..count).map(|_| Box::new(watcher()) as Box<dyn Watcher>).collect())
         })
     }
 }

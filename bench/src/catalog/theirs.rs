@@ -3,9 +3,7 @@
 #[path = "../../../xtask/src/setup/find_etcd.rs"]
 mod find_etcd;
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +12,9 @@ use bytes::Bytes;
 use steadfast::catalog::RawEtcd;
 
 use super::VALUE_BYTES;
-use super::load::{Answer, Client, Contender, Doing};
+use super::events;
+use super::load::{Answer, Client, Connecting, Contender, Doing};
+use super::watch::{self, Watchers};
 
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const BOOT_MAX: Duration = Duration::from_secs(30);
@@ -201,6 +201,10 @@ impl Client for EtcdClient {
             done.map_err(anyhow::Error::msg)
         })
     }
+
+    fn put<'a>(&'a self, key: &'a str, value: Bytes) -> Answer<'a> {
+        Box::pin(async move { self.connection.put(key, &value).await.map_err(anyhow::Error::msg) })
+    }
 }
 
 impl Contender for Theirs {
@@ -208,12 +212,18 @@ impl Contender for Theirs {
         "etcd"
     }
 
-    fn client(&self, member: usize) -> Pin<Box<dyn Future<Output = anyhow::Result<Box<dyn Client>>> + '_>> {
+    fn client(&self, member: usize) -> Connecting<'_> {
         Box::pin(async move {
             let connection =
                 RawEtcd::connect(&url(member, 2379), CONNECT_MAX).await.map_err(anyhow::Error::msg)?;
             let value = Bytes::from(vec![7; VALUE_BYTES]);
             Ok(Box::new(EtcdClient { connection, value }) as Box<dyn Client>)
         })
+    }
+
+    fn watchers(&self, member: usize, count: usize) -> Watchers<'_> {
+        Box::pin(
+            async move { events::watch(&format!("127.79.0.{}:2379", member + 1), watch::KEY, count).await },
+        )
     }
 }

@@ -12,7 +12,7 @@ pub mod journal;
 mod options;
 pub mod ours;
 mod scenarios;
-mod systems;
+pub mod systems;
 mod table;
 
 use std::process::Command;
