@@ -109,6 +109,7 @@ fn lose_a_holder(bed: &Bed, spare: &Host, witness: &Witness) -> anyhow::Result<S
     let owner = bed.wait_container(PROGRAM, "running", |container| container.state == "running")?.node;
     let mut others = bed.hosts().iter().filter(|host| ![spare.name(), &owner].contains(&host.name()));
     let (observer, lost) = others.next().zip(others.next()).context("there are two others")?;
+    wait_survives(observer)?;
     let (seen, _) = look_on(&observer.socket(), spare.name(), witness, || Ok(lost.power_off().map(drop)?))?;
     Ok(seen)
 }
@@ -154,12 +155,18 @@ fn make_ready(bed: &Bed, spare: &Host) -> anyhow::Result<()> {
         let node = nodes.into_iter().find(|node| node.name == spare.name())?;
         node.probation.filter(|probation| probation.ready).map(drop)
     })?;
-    wait_for("the cluster to survive a loss", PATIENCE, || {
-        let status = other.status().ok()?;
-        (status.view.members.len() == HOSTS - 1 && status.survives.nodes > 0).then_some(())
-    })?;
+    wait_survives(other)?;
     wait_for("all copies of the newest checkpoint", PATIENCE, || {
         look(&other.socket(), spare.name()).ok()?.is_none().then_some(())
+    })?;
+    Ok(())
+}
+
+/// Waits until the duties of who was replaced are with the members: a vote in the catalog and grants of leases follow a moment later.
+fn wait_survives(host: &Host) -> anyhow::Result<()> {
+    wait_for("the cluster to survive a loss", PATIENCE, || {
+        let status = host.status().ok()?;
+        (status.view.members.len() == HOSTS - 1 && status.survives.nodes > 0).then_some(())
     })?;
     Ok(())
 }
@@ -173,7 +180,9 @@ fn look_on(
 ) -> anyhow::Result<(Seen, Duration)> {
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let looking = scope.spawn(|| look_until(&ended, socket, new, witness));
+        let looking = scope.spawn(|| look_until(&ended, socket, new));
+        // By itself: a look can take long.
+        let listening = scope.spawn(|| silence_until(&ended, witness));
         let asked = Instant::now();
         let worked = work();
         let took = asked.elapsed();
@@ -182,24 +191,34 @@ fn look_on(
             std::thread::sleep(AFTER);
         }
         ended.store(true, Ordering::SeqCst);
-        let seen = looking.join().map_err(|_| anyhow::anyhow!("the looks ended with a panic"))?;
+        let mut seen = looking.join().map_err(|_| anyhow::anyhow!("the looks ended with a panic"))?;
+        seen.silent = listening.join().map_err(|_| anyhow::anyhow!("listening ended with a panic"))?;
         worked.map(|()| (seen, took))
     })
 }
 
-fn look_until(ended: &AtomicBool, socket: &Path, new: &str, witness: &Witness) -> Seen {
+/// The longest time without a word of the program.
+fn silence_until(ended: &AtomicBool, witness: &Witness) -> Duration {
+    let (mut silent, mut heard) = (Duration::ZERO, Instant::now());
+    while !ended.load(Ordering::SeqCst) {
+        if let Some(newest) = witness.judge().last_heard() {
+            silent = silent.max(newest.saturating_duration_since(heard));
+            heard = heard.max(newest);
+        }
+        std::thread::sleep(LOOK);
+    }
+    silent
+}
+
+fn look_until(ended: &AtomicBool, socket: &Path, new: &str) -> Seen {
     let mut seen = Seen::default();
     let start = Instant::now();
-    let (mut last, mut heard) = (start, start);
+    let mut last = start;
     while !ended.load(Ordering::SeqCst) {
         let lack = look(socket, new);
         let now = Instant::now();
         let since_last = now - last;
         seen.blind = seen.blind.max(since_last);
-        if let Some(newest) = witness.judge().last_heard() {
-            seen.silent = seen.silent.max(newest.saturating_duration_since(heard));
-            heard = heard.max(newest);
-        }
         let Ok(lack) = lack else { continue };
         last = now;
         seen.looks += 1;
