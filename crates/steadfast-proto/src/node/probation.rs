@@ -16,6 +16,9 @@ use crate::probation::{
 use crate::time::Time;
 use crate::wire::Rider;
 
+/// How often candidates are judged: with many members each judgement is work, and every message would bring one.
+const JUDGE_EVERY: Duration = Duration::from_millis(50);
+
 /// Of how many candidates rows are kept.
 const ROWS_MAX: usize = super::NODES_MAX;
 
@@ -23,6 +26,7 @@ const ROWS_MAX: usize = super::NODES_MAX;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Candidates {
     all: BTreeMap<NodeId, Candidate>,
+    judged_at: Option<Time>,
 }
 
 #[derive(Clone, Debug)]
@@ -99,14 +103,20 @@ impl Node {
     /// Looks at every candidate, and puts what a heartbeat says of them, or of this one itself, into `rider`.
     pub(super) fn look_at_candidates(&mut self, now: Time, rider: &mut Rider) {
         let own = self.settings.id;
-        if self.view().is_some_and(|view| view.has(own)) {
-            for id in self.evaluated() {
-                let look = self.look(now, id);
-                let Some(candidate) = self.candidates.all.get_mut(&id) else { continue };
-                candidate.watch.look(now, look);
+        let is_member = self.view().is_some_and(|view| view.has(own));
+        // A candidate looks at the others too: once it is a member they need not begin anew for it.
+        for id in self.evaluated().into_iter().filter(|id| *id != own) {
+            let look = self.look(now, id);
+            let Some(candidate) = self.candidates.all.get_mut(&id) else { continue };
+            candidate.watch.look(now, look);
+            if is_member {
                 rider.seen.push((id, candidate.watch.sighting(now)));
             }
-        } else if self.candidates.row(own).is_some_and(|(_, row)| row.eliminated.is_none()) {
+        }
+        if is_member {
+            return;
+        }
+        if self.candidates.row(own).is_some_and(|(_, row)| row.eliminated.is_none()) {
             rider.report = Some(Report { unix_ms: self.unix_ms(now), revision: self.revision });
         }
     }
@@ -173,6 +183,10 @@ impl Node {
 
     /// Proposes what has become of candidates. Says whether a view was proposed.
     pub(super) fn tend_candidates(&mut self, now: Time, revision: u64, view: &View, out: &mut Batch) -> bool {
+        if self.candidates.judged_at.is_some_and(|at| now.since(at) < JUDGE_EVERY) {
+            return false;
+        }
+        self.candidates.judged_at = Some(now);
         for id in self.evaluated() {
             let finding = self.finding(now, id);
             let Some(candidate) = self.candidates.all.get_mut(&id) else { continue };
