@@ -106,7 +106,7 @@ impl Agent {
                         SwapDecision::Conflict => return Ok(swapped("refused", &found.rows.row)),
                         SwapDecision::Write { row, request, is_as_asked } => {
                             let txn = write(&name, found, &row, request)?;
-                            (txn, row, if is_as_asked { "swapped" } else { "refused" })
+                            (txn, *row, if is_as_asked { "swapped" } else { "refused" })
                         }
                     }
                 }

@@ -8,8 +8,8 @@ use crate::output::table;
 /// Show the process groups of programs: members, mirrors, who waits for a place
 ///
 /// The members of a group all hold the same state; the first leads. Each is written NODE/INCARNATION, where the
-/// incarnation is the life of its process. A member of a WAITING process's choice can be replaced by it:
-/// `steadfast replace --group GROUP OLD NEW`.
+/// incarnation is the life of its process. Who is WAITING can take the place of a member: `steadfast replace --group GROUP
+/// OLD NEW`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  steadfast groups\n  steadfast -o json groups | jq '.[] | select(.members | length < .mirrors)'"

@@ -68,7 +68,7 @@ pub enum SwapDecision {
     /// Write this row, and this request where the request changes.
     Write {
         /// The row.
-        row: Row,
+        row: Box<Row>,
         /// The request to be there afterwards; `Some(None)` takes it away.
         request: Option<Option<Request>>,
         /// Whether this is what was asked, or a renewal that makes it fail for good.
@@ -129,7 +129,7 @@ impl GroupRows {
             // Whoever wants it has not heard that it is not wanted (any more): the renewal is how the group gives it up.
             if request.by == *by {
                 return Ok(SwapDecision::Write {
-                    row: self.row.renewed(),
+                    row: Box::new(self.row.renewed()),
                     request: None,
                     is_as_asked: false,
                 });
@@ -185,7 +185,7 @@ impl GroupRows {
 }
 
 fn written(next: &Row, request: Option<Option<Request>>) -> SwapDecision {
-    SwapDecision::Write { row: next.clone(), request, is_as_asked: true }
+    SwapDecision::Write { row: Box::new(next.clone()), request, is_as_asked: true }
 }
 
 #[cfg(test)]
@@ -214,7 +214,8 @@ mod tests {
     fn a_swap_that_was_asked_for_takes_the_request_away() {
         let rows = rows(Some(request(RequestState::Asked)));
         let next = replaced(&rows, 3);
-        let expected = SwapDecision::Write { row: next.clone(), request: Some(None), is_as_asked: true };
+        let expected =
+            SwapDecision::Write { row: Box::new(next.clone()), request: Some(None), is_as_asked: true };
         assert_eq!(rows.swap(rows.row.key(), &next), Ok(expected));
         let after = GroupRows { row: next.clone(), request: None };
         assert_eq!(after.swap(rows.row.key(), &next), Ok(SwapDecision::Done));
@@ -231,7 +232,7 @@ mod tests {
         assert_eq!(withdrawn.swap(asked.row.key(), &next), Ok(SwapDecision::Conflict));
         // And one that was begun in ignorance renews it once more.
         let renewed = withdrawn.row.renewed();
-        let expected = SwapDecision::Write { row: renewed, request: None, is_as_asked: false };
+        let expected = SwapDecision::Write { row: Box::new(renewed), request: None, is_as_asked: false };
         assert_eq!(withdrawn.swap(withdrawn.row.key(), &next), Ok(expected));
         // It may come back in a new life only.
         assert_eq!(withdrawn.ask(member(1), member(3), true, 8), Err(RequestError::NotWaiting));
@@ -244,10 +245,11 @@ mod tests {
         let rows = rows(Some(request(RequestState::Asked)));
         let failed = Row { view: rows.row.view.fail(&[member(1)].into(), Sequence(9)), renewal: 0 };
         let over = Some(Some(request(RequestState::Withdrawn)));
-        let expected = SwapDecision::Write { row: failed.clone(), request: over, is_as_asked: true };
+        let expected =
+            SwapDecision::Write { row: Box::new(failed.clone()), request: over, is_as_asked: true };
         assert_eq!(rows.swap(rows.row.key(), &failed), Ok(expected));
         let other = Row { view: rows.row.view.fail(&[member(2)].into(), Sequence(9)), renewal: 0 };
-        let expected = SwapDecision::Write { row: other.clone(), request: None, is_as_asked: true };
+        let expected = SwapDecision::Write { row: Box::new(other.clone()), request: None, is_as_asked: true };
         assert_eq!(rows.swap(rows.row.key(), &other), Ok(expected));
     }
 
