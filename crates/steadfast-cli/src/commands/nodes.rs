@@ -10,7 +10,7 @@ use crate::units;
 ///
 /// DOMAIN is the failure domain that a node's configuration names, widest first. A node that lends nothing and runs no
 /// containers is a witness or an observer. A candidate is in `probation` until it has shown all that the configuration's
-/// [probation] asks for; `--evidence` shows how far it is, or what it was eliminated for and what to do.
+/// `[probation]` asks for; `--evidence` shows how far it is, or what it was eliminated for and what to do.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  steadfast nodes\n  steadfast nodes --evidence\n  steadfast -o json nodes | jq -r '.[] | select(.state == \"member\") | .name'"

@@ -143,7 +143,7 @@ pub(super) fn wants_end(start: &[u8]) -> bool {
     is_protective(start) && !matches!(gpt(start), Found::Here(_))
 }
 
-/// Reads marks out of a device's first [`START_BYTES`], and its last [`END_BYTES`] where [`wants_end`] says so.
+/// Reads marks out of a device's first `START_BYTES`, and its last `END_BYTES` where `wants_end` says so.
 pub fn probe(start: &[u8], end: &[u8]) -> Content {
     let mut content = Content::default();
     let vfat = vfat(start);
