@@ -144,6 +144,7 @@ mod tests {
             "leave",
             "drain",
             "device",
+            "groups",
             "run",
             "ps",
             "logs",
