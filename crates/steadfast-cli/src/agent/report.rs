@@ -24,6 +24,8 @@ use crate::codes::Code;
 use crate::failure::Failure;
 
 /// Most happenings that are shown.
+/// A peer that was not heard for so long is not asked anything for people.
+const SILENT_MAX: Duration = Duration::from_secs(1);
 const TIMELINE_SHOWN: usize = 512;
 
 impl Agent {
@@ -235,10 +237,16 @@ impl Agent {
             }
         };
         rows.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        // Whoever is not heard would only be waited for.
+        let peers = self.status().await?.peers;
+        let is_heard = |node: &NodeId| {
+            peers.get(node).is_none_or(|peer| !peer.suspected && peer.silent <= peer.timeout.max(SILENT_MAX))
+        };
         let asked: Vec<NodeId> = rows
             .iter()
             .flat_map(ContainerRow::checkpoints)
             .flat_map(|checkpoint| checkpoint.copies.iter().copied())
+            .filter(is_heard)
             .collect();
         let held = holders::ask(self, &asked).await;
         let names = self.rows.names();
