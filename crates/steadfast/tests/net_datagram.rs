@@ -60,16 +60,22 @@ async fn sealed_datagrams_arrive_on_their_network_with_a_date() {
 async fn a_datagram_is_dated_by_its_arrival_and_not_by_its_reading() {
     let (to, mut receiver) = datagram::bind(&[(FRONT, any_port())]).unwrap();
     let address = to.local_address(FRONT).unwrap();
-    to.send(FRONT, address, b"early");
-    let sent = datagram::now();
-    // The process does something else for a while, as if it were stopped.
-    while datagram::now().since(sent).as_millis() < 50 {
-        std::hint::spin_loop();
+    // On a machine on which nobody asked for dates before, the kernel begins to give them a moment later.
+    for attempt in 1.. {
+        to.send(FRONT, address, b"early");
+        let sent = datagram::now();
+        // The process does something else for a while, as if it were stopped.
+        while datagram::now().since(sent).as_millis() < 50 {
+            std::hint::spin_loop();
+        }
+        let datagrams = receiver.receive().await.unwrap();
+        let late = datagram::now().since(datagrams[0].received());
+        assert_eq!(datagrams[0].bytes(), b"early");
+        if late.as_millis() >= 50 {
+            break;
+        }
+        assert!(attempt < 20, "dated {late:?} ago");
     }
-    let datagrams = receiver.receive().await.unwrap();
-    let late = datagram::now().since(datagrams[0].received());
-    assert!(late.as_millis() >= 50, "dated {late:?} ago");
-    assert_eq!(datagrams[0].bytes(), b"early");
 }
 
 #[tokio::test]
