@@ -88,7 +88,7 @@ impl Inner {
         let Ok(Ok(_permit)) = timeout_at(deadline, self.permits.acquire()).await else {
             return Err(CatalogError::Overloaded { pending: PENDING_MAX as u64, bytes: 0 });
         };
-        let ticket = Ticket::draw(self);
+        let mut ticket = Ticket::draw(self);
         let mut command = Command { stamp: ticket.stamp(self.applied_index()), txn };
         let mut route = Route::default();
         let mut attempts = 0;
@@ -109,6 +109,7 @@ impl Inner {
                 }
                 // Only this one copy exists and it was refused: a fresh stamp is as good as new.
                 Attempt::Answered(Reply::Forgotten { index }) if attempts == 1 => {
+                    ticket = Ticket::draw(self);
                     command.stamp = ticket.stamp(index);
                     attempts = 0;
                 }

@@ -1,9 +1,9 @@
 //! Sessions: how the table knows a change that it has made already.
 //!
 //! A node that lost the reply to a change sends it again, perhaps to another leader. Each change carries the session of the process that
-//! issued it and a number; the table remembers the numbers that are done and not yet known to be received. It must never make a change twice
-//! and never forget silently: what it can no longer tell it refuses as [`Seen::Forgotten`]. All limits are part of the replicated state,
-//! so every node decides the same. Read next: `table`.
+//! issued it and a number; the table remembers the numbers that are decided and not yet known to be received. It must never make a change
+//! twice, nor one that it has refused, and never forget silently: what it can no longer tell it refuses as [`Seen::Forgotten`]. All limits
+//! are part of the replicated state, so every node decides the same. Read next: `table`.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Sessions remembered; the one used longest ago makes room.
 const SESSIONS_MAX: usize = 1024;
+/// The result of a change that was refused; no revision comes that far.
+const REFUSED: u64 = u64::MAX;
 /// Results remembered per session; a node has fewer changes than this under way at once.
 const RESULTS_MAX: usize = 1024;
 
@@ -42,6 +44,8 @@ pub(crate) enum Seen {
     New,
     /// It was made, with this revision.
     Done(u64),
+    /// It was refused, and whoever asked may know that: it must not be made any more.
+    Refused,
     /// It may have been made; the memory of it is gone.
     Forgotten,
 }
@@ -58,7 +62,7 @@ pub(crate) struct Sessions {
 struct Session {
     /// Numbers below this one are finished, their results dropped.
     floor: u64,
-    /// Number and revision of each change that was made.
+    /// Number of each change and the revision that it made, or [`REFUSED`].
     done: BTreeMap<u64, u64>,
     used_at: u64,
 }
@@ -73,16 +77,18 @@ impl Sessions {
         if stamp.number < session.floor {
             return Seen::Forgotten;
         }
-        session.done.get(&stamp.number).map_or(Seen::New, |revision| Seen::Done(*revision))
+        match session.done.get(&stamp.number) {
+            None => Seen::New,
+            Some(&REFUSED) => Seen::Refused,
+            Some(revision) => Seen::Done(*revision),
+        }
     }
 
-    /// Remembers at log position `at` that the change was made with `made`, or was refused (`None`: then it may be tried again).
+    /// Remembers at log position `at` that the change was made with `made`, or was refused (`None`).
     pub(crate) fn remember(&mut self, stamp: &Stamp, made: Option<u64>, at: u64) {
         let session = self.sessions.entry(stamp.session).or_default();
         session.used_at = at;
-        if let Some(revision) = made {
-            session.done.insert(stamp.number, revision);
-        }
+        session.done.insert(stamp.number, made.unwrap_or(REFUSED));
         if stamp.oldest_pending > session.floor {
             session.floor = stamp.oldest_pending;
             session.done = session.done.split_off(&session.floor);
@@ -112,12 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_was_made_is_answered_and_one_that_was_refused_may_be_tried_again() {
+    fn a_change_that_was_decided_is_not_decided_again() {
         let mut sessions = Sessions::default();
         sessions.remember(&stamp(1, 1, 1, 0), Some(7), 1);
         sessions.remember(&stamp(1, 2, 1, 0), None, 2);
         assert_eq!(sessions.look(&stamp(1, 1, 1, 0)), Seen::Done(7));
-        assert_eq!(sessions.look(&stamp(1, 2, 1, 0)), Seen::New);
+        assert_eq!(sessions.look(&stamp(1, 2, 1, 0)), Seen::Refused);
+        assert_eq!(sessions.look(&stamp(1, 3, 1, 0)), Seen::New);
     }
 
     #[test]

@@ -111,6 +111,14 @@ impl Table {
             Seen::Done(revision) => {
                 return unchanged(Reply::Txn(TxnReply { succeeded: true, revision, conflicts: Vec::new() }));
             }
+            Seen::Refused => {
+                let conflicts = self.conflicts(&command.txn);
+                return unchanged(if conflicts.is_empty() {
+                    Reply::Forgotten { index }
+                } else {
+                    Reply::Txn(TxnReply { succeeded: false, revision: self.revision, conflicts })
+                });
+            }
             Seen::New => {}
         }
         let (reply, changes) = self.decide(&command.txn);
@@ -256,6 +264,20 @@ mod tests {
         assert_eq!(issuer.txn(Txn::delete("nothing")).revision, 1);
         assert_eq!(issuer.txn(Txn::delete("a")).revision, 2);
         assert_eq!(issuer.table.rows_under("").len(), 1);
+    }
+
+    #[test]
+    fn a_copy_of_a_command_that_was_refused_is_never_carried_out() {
+        let mut issuer = Issuer::new();
+        issuer.txn(Txn::put("a", "1"));
+        let command = issuer.command(Txn::compare_and_set("a", 0, "2"));
+        let index = issuer.number;
+        let refused = issuer.table.apply(index, &command).reply;
+        assert_eq!(issuer.table.apply(index + 1, &command).reply, refused);
+        // Whoever was told that it was refused must not find it done later.
+        issuer.txn(Txn::delete("a"));
+        assert_eq!(issuer.table.apply(index + 2, &command).reply, Reply::Forgotten { index: index + 2 });
+        assert!(issuer.table.rows_under("").is_empty());
     }
 
     #[test]
