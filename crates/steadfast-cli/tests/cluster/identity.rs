@@ -331,15 +331,7 @@ fn an_inviter_that_is_killed_after_it_took_a_node_in_answers_it_again() {
     assert_eq!(nodes(&bed).len(), 2);
 }
 
-#[test]
-fn a_join_killed_after_any_step_is_cured_by_the_same_command() {
-    let bed = single();
-    for (number, place) in (0..).zip(JOIN_PLACES.iter().cycle().take(10)) {
-        killed_join(&bed, number, place);
-    }
-}
-
-/// The whole matrix of PROTOCOLS 4.5; it belongs to `test --all`.
+/// The whole matrix of PROTOCOLS 4.5.
 #[test]
 fn a_hundred_joins_killed_after_any_step_are_each_cured_by_the_same_command() {
     // A cluster has at most 64 nodes.
