@@ -85,11 +85,14 @@ impl Trial {
         let mark = self.witness.mark();
         assert!(mark > 0, "the program has been heard before its checkpoint is asked for");
         let ask = || self.some_host().steadfast_as(&["checkpoint", COUNTER, "-o", "json"]);
-        let checkpoint = match std::env::var("STEADFAST_TEST_CATALOG").as_deref() {
+        let on_etcd = std::env::var("STEADFAST_TEST_CATALOG").as_deref() == Ok("etcd");
+        let checkpoint = self.wait("a checkpoint", || match ask() {
             // After a cut etcd's members find each other on another network only when their connections time out.
-            Ok("etcd") => self.wait("a checkpoint", || ask().ok()),
-            _ => ask().unwrap(),
-        };
+            Err(_) if on_etcd => None,
+            // On a busy machine a lease may lapse for a moment.
+            Err(error) if error.to_string().contains("the container is frozen") => None,
+            answer => Some(answer.unwrap()),
+        });
         self.witness.commit(mark);
         checkpoint
     }
