@@ -44,7 +44,7 @@ fn not_waiting_for_the_lease_is_caught() {
 fn no_allowance_for_drift_is_caught() {
     // Only where one host is slow is the allowance all that keeps two copies apart.
     let slow = (1..).filter(|seed| Scenario::of(*seed).slow_host);
-    caught(Flaw::DriftZero, "NEVER-TWO", &[], slow.take(100));
+    caught(Flaw::DriftZero, "NEVER-TWO", &[], slow.take(400));
 }
 
 #[test]
