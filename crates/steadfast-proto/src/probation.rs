@@ -50,7 +50,8 @@ pub struct Settings {
     pub seen: Duration,
     /// For how long no member may have missed it on any network.
     pub clean: Duration,
-    /// When it is eliminated, counted from the start of its probation.
+    /// When it is eliminated, counted from the start of its probation. Of one that waits in readiness, counted from when it
+    /// last was ready; of one that is to replace a member, from when that was asked.
     pub deadline: Duration,
     /// The longest round trip that all but one in a hundred may take.
     pub round_trip_max: Duration,
@@ -140,8 +141,6 @@ pub struct Report {
 pub struct Context<'a> {
     /// The candidate's incarnation by its row.
     pub incarnation: Incarnation,
-    /// For how long it has been in probation.
-    pub age: Duration,
     /// What each member said last; those that said nothing too.
     pub sightings: BTreeMap<NodeId, Option<Sighting>>,
     /// The program's version here and there.
@@ -256,15 +255,17 @@ pub fn evaluate(settings: &Settings, context: &Context<'_>) -> Vec<Evidence> {
 }
 
 /// What follows from `evidence`.
-pub fn conclude(settings: &Settings, age: Duration, evidence: &[Evidence]) -> Finding {
+///
+/// `asked_for` is how long it has been asked for what `evidence` tells of; [`Settings::deadline`] bounds it.
+pub fn conclude(settings: &Settings, asked_for: Duration, evidence: &[Evidence]) -> Finding {
     let first = |wanted: Standing| evidence.iter().find(|one| one.standing == wanted);
     if let Some(failed) = first(Standing::Fail) {
         return Finding::Eliminated(failed.criterion, failed.measured.clone());
     }
     match first(Standing::Pending) {
         None => Finding::Ready,
-        Some(late) if age >= settings.deadline => {
-            let measured = format!("{}, {} after the start", late.measured, seconds(settings.deadline));
+        Some(late) if asked_for >= settings.deadline => {
+            let measured = format!("{}, and {} were given for it", late.measured, seconds(settings.deadline));
             Finding::Eliminated(late.criterion, measured)
         }
         Some(_) => Finding::Pending,
@@ -501,7 +502,6 @@ mod tests {
     fn context() -> Context<'static> {
         Context {
             incarnation: Incarnation(3),
-            age: Duration::from_secs(20),
             sightings: [1, 2, 3].map(|node| (NodeId(node), Some(GOOD))).into(),
             versions: ("0.1.0", "0.1.7"),
             clock_off: Some(Duration::from_millis(3)),
@@ -513,8 +513,13 @@ mod tests {
         }
     }
 
+    /// Just after the start.
     fn finding(settings: &Settings, context: &Context<'_>) -> Finding {
-        conclude(settings, context.age, &evaluate(settings, context))
+        conclude(settings, Duration::ZERO, &evaluate(settings, context))
+    }
+
+    fn last_finding(settings: &Settings, context: &Context<'_>) -> Finding {
+        conclude(settings, settings.deadline, &evaluate(settings, context))
     }
 
     #[test]
@@ -564,9 +569,8 @@ mod tests {
     fn each_criterion_alone_eliminates_for_exactly_that_reason() {
         let (settings, base) = (Settings::default(), context());
         for one in evaluate(&settings, &base) {
-            let (settings, mut context) = lacking(one.criterion);
-            context.age = settings.deadline;
-            let Finding::Eliminated(criterion, measured) = finding(&settings, &context) else {
+            let (settings, context) = lacking(one.criterion);
+            let Finding::Eliminated(criterion, measured) = last_finding(&settings, &context) else {
                 panic!("{} was not asked for", one.criterion)
             };
             assert_eq!(criterion, one.criterion, "{measured}");
@@ -592,8 +596,7 @@ mod tests {
             let mut context = context();
             context.sightings.insert(NodeId(9), sighting);
             assert_eq!(finding(&settings, &context), Finding::Pending);
-            context.age = settings.deadline;
-            let found = finding(&settings, &context);
+            let found = last_finding(&settings, &context);
             assert!(matches!(found, Finding::Eliminated(Criterion::Heartbeats, _)), "{found:?}");
         }
     }

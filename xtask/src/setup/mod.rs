@@ -41,6 +41,9 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
     ("unshare", "util-linux", "gives CRIU's self-test name spaces of its own"),
 ];
 
+/// What the tests need beside that.
+const TESTING: [(&str, &str, &str); 1] = [("faketime", "faketime", "gives an agent of the tests a wrong clock")];
+
 /// What fuzzing needs beside the nightly compiler.
 const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing engine")];
 
@@ -102,7 +105,8 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
     }
     fs::create_dir_all(prefix).with_context(|| format!("could not make {}", prefix.display()))?;
     let _alone = lock(prefix)?;
-    install_programs(&missing(&PROGRAMS))?;
+    let further: &[_] = if scope == Scope::Tests { &TESTING } else { &[] };
+    install_programs(&missing(&[&PROGRAMS, further].concat()))?;
     if scope == Scope::Tests && !has_nextest() {
         eprintln!("setup: building cargo-nextest, which runs the tests (some minutes, once)");
         Run::cargo("install --locked cargo-nextest").perform()?;
@@ -118,7 +122,7 @@ fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
     let complete = missing(&PROGRAMS).is_empty()
         && (scope == Scope::Product || apart::are_found())
-        && (scope != Scope::Tests || has_nextest());
+        && (scope != Scope::Tests || (missing(&TESTING).is_empty() && has_nextest()));
     complete.then_some(Machine { criu })
 }
 

@@ -22,7 +22,7 @@ use super::join::{JoinReply, JoinRequest};
 use super::keys::{self, SharedMembership};
 use super::rows::{self, Rows};
 use super::state::{Hint, engine_id};
-use super::{addresses, crash, notice};
+use super::{addresses, notice, planted};
 use crate::api::types::{Invitation, InviteRequest};
 use crate::codes::Code;
 use crate::config::catalog::CatalogConfig;
@@ -178,7 +178,7 @@ impl Inviter {
             .issue_from(node, &request.public_key, serial_min)
             .map_err(|error| tls_failure(&error))?;
         self.take(node, &request).await?;
-        crash::point("admit:taken");
+        planted::crash("admit:taken");
         let nodes: Vec<(NodeRow, u64)> = self.rows.all("node/").await?;
         let hints = nodes.into_iter().filter(|(row, _)| row.id != node).map(|(row, _)| Hint {
             node: row.id.to_string(),

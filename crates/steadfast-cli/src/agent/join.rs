@@ -23,7 +23,7 @@ use steadfast::token::{Token, TokenError};
 use super::found::tls_failure;
 use super::notice::Listener;
 use super::state::{self, Hint, State};
-use super::{crash, machine};
+use super::{machine, planted};
 use crate::api::types::ErrorBody;
 use crate::codes::Code;
 use crate::config::Config;
@@ -99,9 +99,9 @@ pub fn parse(text: &str) -> Result<Token, Failure> {
 
 /// Joins.
 pub async fn join(config: &Config, token: &Token, rebind: Rebind) -> Result<Joined, Failure> {
-    crash::point("join:begin");
+    planted::crash("join:begin");
     let mut identity = state::open(&config.data)?;
-    crash::point("join:identity");
+    planted::crash("join:identity");
     state::refuse_member(&identity)?;
     check_expiry(token)?;
     take_up(config, &mut identity, token, rebind).await
@@ -190,9 +190,9 @@ async fn take_up(
         etcd_prefix: config.catalog.etcd_prefix(),
     };
     let reply = ask(token, &request).await?;
-    crash::point("join:answered");
+    planted::crash("join:answered");
     let joined = store(identity, token, &key, reply)?;
-    crash::point("join:stored");
+    planted::crash("join:stored");
     Ok(joined)
 }
 
@@ -234,7 +234,7 @@ async fn ask(token: &Token, request: &JoinRequest) -> Result<JoinReply, Failure>
     let http = http
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-    crash::point("join:asking");
+    planted::crash("join:asking");
     let response = sender.send_request(http).await.map_err(|error| broken(error.to_string()))?;
     let accepted = response.status().is_success();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)

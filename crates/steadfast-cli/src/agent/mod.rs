@@ -10,7 +10,6 @@ mod addresses;
 pub(crate) mod admit;
 mod catalog;
 mod containers;
-pub(crate) mod crash;
 mod device_verbs;
 mod devices;
 mod engine;
@@ -28,6 +27,7 @@ mod logs;
 mod machine;
 mod memory;
 mod notice;
+mod planted;
 pub mod reidentify;
 mod report;
 pub mod rescue;
@@ -239,7 +239,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
     settle_place(&mut identity, &peers, &others).await?;
     let engine =
         catalog::open(config, membership.cluster_id(), id, Arc::clone(&transport), &services).await?;
-    crash::point("agent:catalog");
+    planted::crash("agent:catalog");
     let rows = Rows::new(engine.catalog());
     learn_rows(&rows, id, &peers, &transport);
     let listeners = bind(&networks, &credentials, &services)?;
@@ -299,7 +299,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     };
     let node = steadfast::node::spawn(parts(&opened, config, worker)?)
         .map_err(|error| Failure::new(Code::NetworkFailed, error.to_string()))?;
-    crash::point("agent:node");
+    planted::crash("agent:node");
     let board = links::Board::new(incarnation);
     tokio::spawn(board.clone().follow(node.clone(), networks.len()));
     memory.attach(node.clone()).await;
@@ -398,7 +398,7 @@ fn parts(opened: &Opened, config: &Config, worker: worker::Worker) -> Result<Par
         detect: config.detect.clone(),
         probation: config.probation.clone(),
         intent: if config.standby { Intent::Standby } else { Intent::Join },
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: planted::version(),
         boot_unix_ms: u64::try_from(unix.saturating_sub(since_boot).as_millis()).unwrap_or_default(),
     };
     Ok(Parts {

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use steadfast::identity::Identity;
 
-use super::{crash, state};
+use super::{planted, state};
 use crate::codes::Code;
 use crate::config::Config;
 use crate::failure::{Failure, disk};
@@ -46,7 +46,7 @@ pub fn reidentify(config: &Config, removed: Removed) -> Result<Reidentified, Fai
     refuse_original(&identity, removed)?;
     let failed = |error| state::identity_failure(&error);
     identity.forget_membership().map_err(failed)?;
-    crash::point("reidentify:forgotten");
+    planted::crash("reidentify:forgotten");
     for name in FORGOTTEN {
         forget(&config.data.join(name))?;
     }

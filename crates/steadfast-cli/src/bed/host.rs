@@ -301,6 +301,11 @@ impl Host {
 
     /// Starts the agent; returns at once. See [`Host::wait_ready`].
     pub fn start_agent(&self) -> Result<(), BedError> {
+        self.start_agent_with(&[])
+    }
+
+    /// The same with further environment variables.
+    pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> Result<(), BedError> {
         if self.agent_pid().is_some() {
             return Err(self.wrong_state("running an agent already", "kill that one first"));
         }
@@ -310,6 +315,7 @@ impl Host {
         command.args(["agent", "--config"]).arg(self.config());
         // A panic's own sentence tells where it was; a stack of an asynchronous runtime would push everything else out of a log's tail.
         command.env("RUST_BACKTRACE", "0");
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = self.spawn(&mut command)?;
         lock(&self.power).agent = Some(child);

@@ -15,7 +15,7 @@ use steadfast_cli::api::link_types::{Link, LinkReport, VerdictReport};
 use steadfast_cli::bed::{Fault, Host, host_address};
 use steadfast_cli::commands::block_on;
 
-use super::support::{PATIENCE, Trial, builder};
+use super::support::{PATIENCE, Trial, builder, drop_incoming, let_in};
 
 /// A program that follows links through its node's API: `steadfast links --watch`, which uses the public stream alone.
 struct Follower {
@@ -84,21 +84,10 @@ fn general(host: &Host, peer: &str) -> Option<String> {
     report.peers.first().map(|general| general.state.clone())
 }
 
-/// Drops what comes to `host` from `from` on one network: one direction of one link, without touching anything else.
+/// Drops what comes to `host` from `from` on one network.
 fn drop_from(host: &Host, from: &Host, network: usize) {
     let address = host_address(from.number(), network).ip().to_string();
-    let finished = host.exec(&["nft", "add", "table", "inet", "cut"]).unwrap();
-    assert!(finished.success(), "{}", finished.stderr);
-    let chain = "add chain inet cut input { type filter hook input priority 0 ; }";
-    let rule = format!("add rule inet cut input ip saddr {address} drop");
-    for line in [chain, rule.as_str()] {
-        let finished = host.exec(&["nft", line]).unwrap();
-        assert!(finished.success(), "{line}: {}", finished.stderr);
-    }
-}
-
-fn heal(host: &Host) {
-    assert!(host.exec(&["nft", "delete", "table", "inet", "cut"]).unwrap().success());
+    drop_incoming(host, &format!("ip saddr {address}"));
 }
 
 #[test]
@@ -158,7 +147,7 @@ fn only_those_who_asked_for_a_link_hear_that_it_goes_one_way() {
     trial.wait("in general it is down", || (of_general.last()? == down).then_some(()));
     assert_eq!(changed_states(&quiet_gamma, of_gamma), [] as [String; 0]);
 
-    heal(beta);
+    let_in(beta);
     trial.bed.heal_all().unwrap();
     let up = format!("{}: up", beta.name());
     trial.wait("in general it is up again", || (of_general.last()? == up).then_some(()));
@@ -192,7 +181,7 @@ fn a_reader_that_stalls_ends_with_the_right_state() {
     for _ in 0..3 {
         drop_from(beta, alpha, 0);
         trial.wait("one-way", || (link(alpha, beta.name(), "front")?.state == "one-way").then_some(()));
-        heal(beta);
+        let_in(beta);
         trial.wait("up again", || (link(alpha, beta.name(), "front")?.state == "up").then_some(()));
     }
     drop_from(beta, alpha, 0);

@@ -8,10 +8,14 @@ use steadfast_cli::api::types::{Node, Probation};
 use steadfast_cli::api::view_types::ViewRecord;
 use steadfast_cli::bed::{Direction, Fault, Host};
 
-use super::support::{COUNTER, Trial, builder};
+use super::support::{COUNTER, Trial, builder, drop_incoming, let_in};
 
 /// The machine that waits in readiness.
 const SPARE: usize = 3;
+
+/// Criteria that are soon met, and soon too late.
+const SHORT: [(&str, &str); 3] =
+    [("probation", "seen = \"500ms\""), ("probation", "clean = \"1s\""), ("probation", "deadline = \"6s\"")];
 
 /// Three members, and a fourth host that is to wait in readiness and whose agent does not run yet.
 fn with_spare(settings: &[(&str, &str)]) -> Trial {
@@ -36,8 +40,19 @@ fn wait_ready(trial: &Trial) {
 }
 
 fn start(host: &Host) {
-    host.start_agent().unwrap();
+    start_with(host, &[]);
+}
+
+fn start_with(host: &Host, environment: &[(&str, &str)]) {
+    host.start_agent_with(environment).unwrap();
     host.wait_ready().unwrap();
+}
+
+/// Writes `line` into the `[node]` section of a host's configuration, for its next start; gives the text that was there.
+fn configure(host: &Host, line: &str) -> String {
+    let before = std::fs::read_to_string(host.config()).unwrap();
+    std::fs::write(host.config(), before.replacen("[node]\n", &format!("[node]\n{line}\n"), 1)).unwrap();
+    before
 }
 
 fn views(trial: &Trial) -> Vec<ViewRecord> {
@@ -136,14 +151,32 @@ fn a_ready_machine_takes_a_dead_ones_place_and_a_standby_takes_it_by_itself() {
 }
 
 #[test]
-fn each_criterion_eliminates_for_exactly_that_reason() {
+fn a_machine_that_waits_in_readiness_outlives_the_deadline_and_a_short_cut() {
     let trial = with_spare(&[
         ("probation", "seen = \"500ms\""),
         ("probation", "clean = \"1s\""),
-        ("probation", "deadline = \"6s\""),
-        ("probation", "round_trip = \"40ms\""),
-        ("probation", "memory = \"64MiB\""),
+        ("probation", "deadline = \"5s\""),
     ]);
+    let spare = trial.bed.host(SPARE);
+    trial.start_counter(0);
+    let holder = holder_of(&trial);
+    start(spare);
+    wait_ready(&trial);
+    trial.let_pass(Duration::from_secs(6));
+    let network = trial.bed.networks()[0].clone();
+    trial.bed.inject(Fault::Pair { first: 1, second: SPARE, network }).unwrap();
+    trial.wait("the cut to be seen", || probation(&trial).filter(|probation| !probation.ready));
+    trial.bed.heal_all().unwrap();
+    wait_ready(&trial);
+    trial.let_pass(Duration::from_secs(6));
+    // What it is to take over now is not late either.
+    trial.bed.host(0).steadfast_text(&["replace", &holder, spare.name()]).unwrap();
+    assert_eq!(node(&trial, spare.name()).state, "member");
+}
+
+#[test]
+fn what_the_members_measure_eliminates_for_exactly_that_reason() {
+    let trial = with_spare(&[&SHORT[..], &[("probation", "round_trip = \"40ms\"")]].concat());
     let spare = trial.bed.host(SPARE);
     let network = trial.bed.networks()[0].clone();
     let cut = |first: usize| Fault::Pair { first, second: SPARE, network: network.clone() };
@@ -159,34 +192,104 @@ fn each_criterion_eliminates_for_exactly_that_reason() {
         for fault in faults {
             trial.bed.inject(fault).unwrap();
         }
-        eliminated(&trial, criterion);
-        spare.kill_agent().unwrap();
+        eliminated(&trial, criterion, &[]);
         trial.bed.heal_all().unwrap();
     }
     trial.bed.set_delay(SPARE, &network, Duration::from_millis(40), Duration::from_millis(2)).unwrap();
-    eliminated(&trial, "delay");
-    spare.kill_agent().unwrap();
+    eliminated(&trial, "delay", &[]);
     trial.bed.set_delay(SPARE, &network, Duration::ZERO, Duration::ZERO).unwrap();
+    // Nothing of that lasts: in its next life it is as good as any.
+    start(spare);
+    wait_ready(&trial);
+}
 
+#[test]
+fn what_a_candidate_is_eliminates_for_exactly_that_reason() {
+    let trial = with_spare(
+        &[&SHORT[..], &[("probation", "memory = \"64MiB\""), ("probation", "domain = \"distinct\"")]].concat(),
+    );
+    let spare = trial.bed.host(SPARE);
     let text = std::fs::read_to_string(spare.config()).unwrap();
     let (before, rest) = text.split_once("[checkpoint]\nmemory = \"").unwrap();
     let (lent, rest) = rest.split_once('"').unwrap();
     let poor = format!("{before}[checkpoint]\nmemory = \"8MiB\"{rest}");
     assert_ne!(lent, "8MiB");
     std::fs::write(spare.config(), poor).unwrap();
-    eliminated(&trial, "memory");
-    spare.kill_agent().unwrap();
+    eliminated(&trial, "memory", &[]);
+    std::fs::write(spare.config(), &text).unwrap();
 
-    // Nothing of that lasts: in its next life it is as good as any.
-    std::fs::write(spare.config(), text).unwrap();
+    eliminated(&trial, "version", &[("STEADFAST_TELLS_VERSION", "9.0.0")]);
+    let ahead = [
+        ("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1"),
+        ("FAKETIME", "+60s"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("FAKETIME_DISABLE_SHM", "1"),
+    ];
+    eliminated(&trial, "clock", &ahead);
+
+    let neighbour = trial.bed.host(2);
+    neighbour.kill_agent().unwrap();
+    configure(neighbour, "domain = [\"rack-1\"]");
+    start(neighbour);
+    configure(spare, "domain = [\"rack-1\"]");
+    eliminated(&trial, "domain", &[]);
+    std::fs::write(spare.config(), &text).unwrap();
+    configure(spare, "domain = [\"rack-2\"]");
     start(spare);
     wait_ready(&trial);
 }
 
-/// Starts the spare, and waits until this life of it is eliminated for `criterion`.
-fn eliminated(trial: &Trial, criterion: &str) {
+#[test]
+fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
+    let trial = with_spare(&[&SHORT[..], &[("probation", "lag = 40")]].concat());
+    let spare = trial.bed.host(SPARE);
+    // The catalog must reach the candidate while the copies don't.
+    let leader = trial.bed.status().unwrap().leader;
+    let owner = trial.bed.hosts().iter().find(|host| Some(host.name()) != leader.as_deref()).unwrap();
+    trial.start_counter(owner.number());
+    let holder = holder_of(&trial);
+    start(spare);
+    wait_ready(&trial);
+    for address in owner.addresses() {
+        drop_incoming(spare, &format!("ip saddr {} meta l4proto tcp", address.ip()));
+    }
+    let before = views(&trial);
+    let error = owner.steadfast_text(&["replace", &holder, spare.name()]).unwrap_err().to_string();
+    assert!(error.contains("duties") && error.contains("SF-0052"), "{error}");
+    assert_eq!(probation(&trial).unwrap().eliminated.unwrap().criterion, "duties");
+    assert_eq!(views(&trial).len(), before.len(), "nothing was given up for it");
+    trial.checkpoint();
+    let_in(spare);
+    spare.kill_agent().unwrap();
+
+    start(spare);
+    wait_ready(&trial);
+    drop_incoming(spare, "meta l4proto tcp");
+    for _ in 0..60 {
+        owner.steadfast_text(&["invite"]).unwrap();
+    }
+    wait_eliminated(&trial, "catalog", None);
+    let_in(spare);
+}
+
+/// Takes a checkpoint; gives a node that holds a copy of it.
+fn holder_of(trial: &Trial) -> String {
+    let owner = trial.counter().node;
+    let copies = trial.checkpoint().copies.into_iter().map(|copy| copy.node);
+    copies.into_iter().find(|node| *node != owner).unwrap()
+}
+
+/// Gives the spare a life in which it is eliminated for `criterion`.
+fn eliminated(trial: &Trial, criterion: &str, environment: &[(&str, &str)]) {
+    let spare = trial.bed.host(SPARE);
     let before = probation(trial).map(|probation| probation.applied_unix_ms);
-    start(trial.bed.host(SPARE));
+    start_with(spare, environment);
+    wait_eliminated(trial, criterion, before);
+    spare.kill_agent().unwrap();
+}
+
+/// Waits until the spare's life is eliminated for `criterion`, but for the life that applied at `before`.
+fn wait_eliminated(trial: &Trial, criterion: &str, before: Option<u64>) {
     let found = trial.wait(&format!("an elimination for {criterion}"), || {
         let probation = probation(trial).filter(|probation| Some(probation.applied_unix_ms) != before)?;
         probation.eliminated

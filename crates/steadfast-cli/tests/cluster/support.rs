@@ -199,6 +199,25 @@ impl Trial {
     }
 }
 
+/// Drops what comes to `host` and matches `what` (of nftables), until [`let_in`]: one direction of one link, without touching
+/// anything else.
+pub(crate) fn drop_incoming(host: &Host, what: &str) {
+    let lines = [
+        "add table inet cut",
+        "add chain inet cut input { type filter hook input priority 0 ; }",
+        &format!("add rule inet cut input {what} drop"),
+    ];
+    for line in lines {
+        let finished = host.exec(&["nft", line]).unwrap();
+        assert!(finished.success(), "{line}: {}", finished.stderr);
+    }
+}
+
+/// Lets in again what [`drop_incoming`] dropped.
+pub(crate) fn let_in(host: &Host) {
+    assert!(host.exec(&["nft", "delete", "table", "inet", "cut"]).unwrap().success());
+}
+
 /// The processes of the reporting program on a host.
 pub(crate) fn counter_processes(host: &Host) -> Vec<u32> {
     let is_counter = |id: &u32| {

@@ -35,6 +35,8 @@ struct Candidate {
     row: ProbationRow,
     /// When this node learned of this life of it.
     since: Time,
+    /// What the deadline is counted from: the start, or since it waits in readiness, when it last was ready.
+    asked_since: Time,
     watch: Watch,
     /// By its own word: how far its clock is off, and how far it follows the catalog.
     report: Option<(Duration, u64)>,
@@ -50,6 +52,9 @@ impl Candidates {
         };
         match self.all.get_mut(&id) {
             Some(known) if known.row.incarnation == row.incarnation => {
+                if known.row.intent != row.intent {
+                    known.asked_since = now;
+                }
                 known.revision = revision;
                 known.row = row;
                 known.due_since = None;
@@ -57,9 +62,16 @@ impl Candidates {
             known => {
                 if known.is_some() || self.all.len() < ROWS_MAX {
                     let watch = Watch::new(row.incarnation);
-                    let since = now;
-                    self.all
-                        .insert(id, Candidate { revision, row, since, watch, report: None, due_since: None });
+                    let candidate = Candidate {
+                        revision,
+                        row,
+                        since: now,
+                        asked_since: now,
+                        watch,
+                        report: None,
+                        due_since: None,
+                    };
+                    self.all.insert(id, candidate);
                 }
             }
         }
@@ -160,7 +172,6 @@ impl Node {
         };
         let context = Context {
             incarnation: candidate.row.incarnation,
-            age: now.since(candidate.since),
             sightings: asked.map(|member| (*member, sighting(*member))).collect(),
             versions: (&self.settings.version, &candidate.row.version),
             clock_off: candidate.report.map(|(off, _)| off),
@@ -178,7 +189,7 @@ impl Node {
 
     pub(super) fn finding(&self, now: Time, id: NodeId) -> Finding {
         let Some(candidate) = self.candidates.all.get(&id) else { return Finding::Pending };
-        conclude(&self.settings.probation, now.since(candidate.since), &self.evidence(now, id))
+        conclude(&self.settings.probation, now.since(candidate.asked_since), &self.evidence(now, id))
     }
 
     /// Proposes what has become of candidates. Says whether a view was proposed.
@@ -193,6 +204,9 @@ impl Node {
             if finding == Finding::Pending {
                 candidate.due_since = None;
                 continue;
+            }
+            if finding == Finding::Ready && candidate.row.intent == Intent::Standby {
+                candidate.asked_since = now;
             }
             let since = *candidate.due_since.get_or_insert(now);
             let (basis, row) = ((Key::Probation(id), candidate.revision), candidate.row.clone());
