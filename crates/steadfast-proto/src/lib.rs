@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod domains;
 pub mod view;
 pub mod devices;
+pub mod events;
 pub mod quiesce;
 pub mod group;
 pub mod lease;
