@@ -108,6 +108,12 @@ impl Memory {
         sealed.into_iter().map(|sealed| sealed.manifest).collect()
     }
 
+    /// How much of the memory that this node lends is used; absent where it lends none.
+    pub(crate) async fn usage(&self) -> Option<steadfast::memory::Usage> {
+        let pool = self.inner.pool.clone()?;
+        spawn_blocking(move || pool.usage()).await.ok()
+    }
+
     async fn tell(&self) {
         let Some(pool) = self.inner.pool.clone() else { return };
         let looked = spawn_blocking(move || (pool.usage().free, pool.sealed())).await;

@@ -147,6 +147,13 @@ pub(super) async fn verdicts_events(State(agent): Shared, request: Request) -> A
     })))
 }
 
+/// Every link and peer, as this node shows them.
+pub(super) fn all_links(agent: &Agent) -> LinkReport {
+    let report = agent.board.links_since(&Interest::default(), None);
+    Wanted { interest: Interest::default(), states: Vec::new(), since: None, wait: Duration::ZERO }
+        .shown(agent, &report)
+}
+
 /// The verdicts that changed since `generation`, or all that hold, as this node shows them.
 fn shown_verdicts(agent: &Agent, generation: Option<u64>) -> VerdictReport {
     let (generation, whole, held) = agent.board.verdicts_since(generation);

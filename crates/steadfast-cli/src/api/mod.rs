@@ -14,6 +14,7 @@ pub mod link_client;
 pub mod link_types;
 pub mod link_words;
 pub mod links;
+pub mod metrics;
 pub mod openapi;
 pub mod proxy;
 pub mod server;

@@ -40,6 +40,8 @@ pub enum Answer {
     Events(&'static str),
     /// Bytes for a file.
     File,
+    /// Text in the format of OpenMetrics.
+    Metrics,
     /// Another protocol on the same connection.
     Upgrade,
 }
@@ -210,6 +212,7 @@ pub const OPERATIONS: &[Operation] = &[
     ),
     get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
     get("/v1/openapi.json", "This document", Answer::One("Object")),
+    get("/metrics", "What this node measures, for Prometheus", Answer::Metrics),
 ];
 
 const fn get(path: &'static str, summary: &'static str, answer: Answer) -> Operation {
@@ -308,6 +311,10 @@ fn answered(answer: Answer) -> (&'static str, utoipa::openapi::Response) {
             let content = ContentBuilder::new().build();
             ("200", response.description("done").content("application/octet-stream", content).build())
         }
+        Answer::Metrics => {
+            let content = ContentBuilder::new().build();
+            ("200", response.description("done").content(super::metrics::CONTENT_TYPE, content).build())
+        }
         Answer::Upgrade => {
             ("101", response.description("the connection carries the framed stream from here on").build())
         }
@@ -361,7 +368,7 @@ mod tests {
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for operation in OPERATIONS {
             let answer = match operation.answer {
-                Answer::One("Object") | Answer::File | Answer::Upgrade => None,
+                Answer::One("Object") | Answer::File | Answer::Metrics | Answer::Upgrade => None,
                 Answer::One(name) | Answer::Many(name) | Answer::Events(name) => Some(name),
             };
             for name in answer.into_iter().chain(operation.body) {

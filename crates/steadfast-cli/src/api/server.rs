@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{devices, groups, links, proxy, views};
+use super::{devices, groups, links, metrics, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -70,6 +70,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/containers/{name}/exec", post(exec))
         .route("/v1/checkpoints", get(checkpoints))
         .route("/v1/openapi.json", get(openapi))
+        .route("/metrics", get(metrics::metrics))
         .fallback(unknown_path)
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), refuse_if_observing))
         .with_state(agent)
