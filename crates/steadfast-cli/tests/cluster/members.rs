@@ -206,7 +206,8 @@ fn what_the_members_measure_eliminates_for_exactly_that_reason() {
 #[test]
 fn what_a_candidate_is_eliminates_for_exactly_that_reason() {
     let trial = with_spare(
-        &[&SHORT[..], &[("probation", "memory = \"64MiB\""), ("probation", "domain = \"distinct\"")]].concat(),
+        &[&SHORT[..], &[("probation", "memory = \"64MiB\""), ("probation", "domain = \"distinct\"")]]
+            .concat(),
     );
     let spare = trial.bed.host(SPARE);
     let text = std::fs::read_to_string(spare.config()).unwrap();
@@ -244,7 +245,7 @@ fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
     let trial = with_spare(&[&SHORT[..], &[("probation", "lag = 40")]].concat());
     let spare = trial.bed.host(SPARE);
     // The catalog must reach the candidate while the copies don't.
-    let leader = trial.bed.status().unwrap().leader;
+    let leader = trial.some_host().status().unwrap().leader;
     let owner = trial.bed.hosts().iter().find(|host| Some(host.name()) != leader.as_deref()).unwrap();
     trial.start_counter(owner.number());
     let holder = holder_of(&trial);
