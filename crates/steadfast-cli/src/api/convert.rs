@@ -161,7 +161,7 @@ pub fn view_record(record: &ViewRecord, names: &Names) -> view_types::ViewRecord
 }
 
 /// Why a view was proposed, in words; `found` says what a removed node was found to be, where that is known.
-fn view_reason(
+pub(crate) fn view_reason(
     reason: &ViewReason,
     names: &Names,
     found: impl Fn(&NodeId) -> Option<&'static str>,

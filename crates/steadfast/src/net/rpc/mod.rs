@@ -48,15 +48,17 @@ pub enum Class {
     Raft,
     /// Chunks of checkpoints: large and patient.
     Bulk,
+    /// Events: many, small and urgent; a flood of them must delay nothing else.
+    Events,
 }
 
 impl Class {
-    const ALL: [Self; 3] = [Self::Control, Self::Raft, Self::Bulk];
+    const ALL: [Self; 4] = [Self::Control, Self::Raft, Self::Bulk, Self::Events];
 
     /// How long a connection may be silent while an answer is awaited before it is given up.
     const fn silence_max(self) -> Duration {
         match self {
-            Self::Control => Duration::from_millis(600),
+            Self::Control | Self::Events => Duration::from_millis(600),
             Self::Raft => Duration::from_millis(300),
             Self::Bulk => Duration::from_secs(3),
         }

@@ -277,11 +277,12 @@ impl Peer {
     }
 
     fn slot(&self, class: Class) -> &Slot {
-        let [control, raft, bulk] = &self.slots;
+        let [control, raft, bulk, events] = &self.slots;
         match class {
             Class::Control => control,
             Class::Raft => raft,
             Class::Bulk => bulk,
+            Class::Events => events,
         }
     }
 

@@ -1,0 +1,267 @@
+//! Events on this node: joins the hub, what watches this machine, and what the cluster's core notices.
+//!
+//! Here are the registrations that a filter needs, and how what they bring becomes one stream with a place to resume
+//! from. Which types there are and what a filter means is [`crate::events`]'s; who is told of what is decided in
+//! `steadfast_proto::events`. Read `cluster` for the cluster's own producers.
+
+mod cluster;
+mod cursor;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::future::select_all;
+use steadfast::events::hub::{Hub, Parts, Subscription};
+use steadfast::events::producers::Producers;
+use steadfast::net::rpc::{Peers, Services};
+use steadfast::node::NodeHandle;
+use steadfast_proto::events::{
+    self as core, EventType, Fields, Interest, Life, Nature, Rate, Scope, Settings, Since, Topic,
+};
+use steadfast_proto::ids::{Incarnation, NodeId};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::Agent;
+use super::rows::Rows;
+use crate::api::link_words::Dictionary;
+use crate::codes::Code;
+use crate::events::filter::Filter;
+use crate::events::kinds::{self, Reports, Variant};
+use crate::events::{Delivery, EventView, Lost, Source};
+use crate::failure::{Failure, did_you_mean};
+
+pub(crate) use cursor::Cursor;
+
+/// How far a stream may fall behind, in events of each of its registrations.
+const BUFFER: usize = 8_192;
+/// How many registrations one filter may need.
+const REGISTRATIONS_MAX: usize = 256;
+
+/// Starts this node's hub. `cgroup_of` says where a container's programs are.
+pub(crate) fn start(
+    life: Life,
+    peers: &Peers,
+    services: &Services,
+    cgroup_of: impl Fn(&str) -> Option<PathBuf> + Send + Sync + 'static,
+) -> Hub {
+    let (producers, reports) = Producers::new(cgroup_of);
+    let rates = kinds::all().iter().filter_map(|kind| {
+        let rate = Rate { per_second: kind.per_second_max, burst: kind.per_second_max };
+        Some((kind.name.parse::<EventType>().ok()?, rate))
+    });
+    let settings = Settings { rates: rates.collect(), ..Settings::default() };
+    let (peers, services) = (peers.clone(), services.clone());
+    Hub::start(Parts { life, settings, peers, services, producers, reports })
+}
+
+/// Tells the hub who is a member and what the core notices, until the node stops.
+pub(crate) async fn follow(hub: Hub, node: NodeHandle, own: NodeId, rows: Rows, networks: Vec<String>, boot_unix_ms: u64) {
+    let mut noticed = node.events();
+    let mut teller = cluster::Teller::default();
+    for past in node.timeline() {
+        if let steadfast_proto::node::Event::Installed(view) = &past.event {
+            hub.members(view.members.clone());
+        }
+        let names = rows.names();
+        let words = Dictionary { names: &names, networks: &networks, boot_unix_ms };
+        teller.tell(own, past.unix_ms, &past.event, &words);
+    }
+    loop {
+        let one = match noticed.recv().await {
+            Ok(one) => one,
+            Err(RecvError::Lagged(count)) => {
+                for kind in kinds::all() {
+                    if let Ok(kind) = kind.name.parse() {
+                        hub.missed(&kind, count);
+                    }
+                }
+                continue;
+            }
+            Err(RecvError::Closed) => return,
+        };
+        if let steadfast_proto::node::Event::Installed(view) = &one.event {
+            hub.members(view.members.clone());
+        }
+        let names = rows.names();
+        let words = Dictionary { names: &names, networks: &networks, boot_unix_ms };
+        for (kind, fields) in teller.tell(own, one.unix_ms, &one.event, &words) {
+            if let Ok(kind) = kind.parse() {
+                hub.emit(&kind, &fields);
+            }
+        }
+    }
+}
+
+/// From where on a stream begins.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum From {
+    /// From now on.
+    #[default]
+    Now,
+    /// Everything that is retained.
+    Oldest,
+    /// What is retained and not older, in microseconds since 1970.
+    Time(u64),
+    /// After what a stream like this one brought before.
+    Cursor(Cursor),
+}
+
+impl Agent {
+    /// Registers for what `filter` lets through.
+    pub(crate) fn follow_events(self: &Arc<Self>, filter: Filter, from: &From) -> Result<Follow, Failure> {
+        let asked = filter.registrations().map_err(|error| Failure::new(Code::BadRequest, error.to_string()))?;
+        if asked.list.len() > REGISTRATIONS_MAX {
+            let message = format!(
+                "filter: it needs {} registrations and {REGISTRATIONS_MAX} are possible; name fewer types or values",
+                asked.list.len()
+            );
+            return Err(Failure::new(Code::BadRequest, message));
+        }
+        let mut subscriptions = Vec::new();
+        for registration in asked.list {
+            for scope in self.scopes(&registration.topic.kind, registration.nodes.as_ref())? {
+                let interest = interest(&registration.topic, scope, from);
+                let subscribed = self.events.subscribe(interest);
+                subscriptions.push(subscribed.map_err(|error| Failure::new(Code::TooMany, error.to_string()))?);
+            }
+        }
+        let left_out = asked.left_out.into_iter().map(|left| format!("{}: {}", left.kind, left.reason)).collect();
+        Ok(Follow {
+            agent: Arc::clone(self),
+            filter,
+            subscriptions,
+            waiting: VecDeque::new(),
+            cursor: if let From::Cursor(cursor) = from { cursor.clone() } else { Cursor::default() },
+            left_out,
+        })
+    }
+
+    /// On which nodes to register for a type.
+    fn scopes(&self, kind: &EventType, nodes: Option<&BTreeSet<String>>) -> Result<Vec<Scope>, Failure> {
+        // Every node tells its own consumers what all agreed on; which node it is about is a matter of the filter.
+        if kinds::find(kind.as_str()).is_some_and(|kind| kind.variant == Variant::Agreed) {
+            return Ok(vec![Scope::Local]);
+        }
+        let Some(nodes) = nodes else { return Ok(vec![Scope::Cluster]) };
+        let names = self.rows.names();
+        let scope = |name: &String| {
+            let found = names.iter().find(|(id, known)| *known == name || id.to_string() == *name);
+            let Some((id, _)) = found else {
+                let hint = did_you_mean(name, names.values().map(String::as_str));
+                let message = format!("filter: there is no node named {name:?}{hint}");
+                return Err(Failure::new(Code::NodeNotFound, message));
+            };
+            Ok(if *id == self.id { Scope::Local } else { Scope::Node(*id) })
+        };
+        nodes.iter().map(scope).collect()
+    }
+
+    /// Tells what somebody says has happened.
+    pub(crate) fn emit_event(&self, kind: &str, fields: Fields) -> Result<(), Failure> {
+        if !kinds::is_user(kind) {
+            let message = format!(
+                "type: {kind:?} can't be emitted; types of your own begin with \"user.\" and have lower-case words joined by dots, such as user.backup"
+            );
+            return Err(Failure::new(Code::BadRequest, message));
+        }
+        let refused = |error: core::InvalidType| Failure::new(Code::BadRequest, format!("type: {error}"));
+        let named: EventType = kind.parse().map_err(refused)?;
+        self.events.emit(&named, &fields);
+        let any: EventType = crate::events::USER_ANY.parse().map_err(refused)?;
+        self.events.emit(&any, &crate::events::with_user_type(fields, kind));
+        Ok(())
+    }
+}
+
+fn interest(topic: &Topic, scope: Scope, from: &From) -> Interest {
+    let kind = kinds::find(topic.kind.as_str());
+    let variant = match kind.map(|kind| kind.variant) {
+        Some(Variant::All) => core::Variant::Replicated,
+        Some(Variant::Selective | Variant::Agreed) | None => core::Variant::Selective,
+    };
+    let nature = match kind.map(|kind| kind.reports) {
+        Some(Reports::Level) => Nature::Level,
+        Some(Reports::Edge) | None => Nature::Edge,
+    };
+    let since = match from {
+        From::Now => Since::Now,
+        From::Oldest => Since::Oldest,
+        From::Time(unix_us) => Since::Time { unix_us: *unix_us },
+        From::Cursor(cursor) => Since::After(cursor.positions(topic)),
+    };
+    Interest { topic: topic.clone(), scope, variant, nature, since, buffer: BUFFER }
+}
+
+/// Somebody who follows events.
+pub(crate) struct Follow {
+    agent: Arc<Agent>,
+    filter: Filter,
+    subscriptions: Vec<Subscription>,
+    waiting: VecDeque<core::Delivery>,
+    cursor: Cursor,
+    left_out: Vec<String>,
+}
+
+impl Follow {
+    /// What would match and is not registered for, a sentence each.
+    pub(crate) fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// The next thing that the filter lets through, and from where to resume after it; `None` when a registration ended.
+    pub(crate) async fn next(&mut self) -> Option<(Delivery, Cursor)> {
+        loop {
+            while let Some(delivery) = self.waiting.pop_front() {
+                self.cursor.note(&delivery);
+                let seen = view(&delivery, &self.agent.rows.names());
+                if self.filter.concerns(&seen) {
+                    return Some((seen, self.cursor.clone()));
+                }
+            }
+            if self.subscriptions.is_empty() {
+                return std::future::pending().await;
+            }
+            let news = self.subscriptions.iter_mut().map(|one| Box::pin(one.next()));
+            let (taken, ..) = select_all(news).await;
+            self.waiting.extend(taken.ok()?);
+        }
+    }
+}
+
+/// What a consumer was given, with names.
+fn view(delivery: &core::Delivery, names: &BTreeMap<NodeId, String>) -> Delivery {
+    let from = delivery.source();
+    let source = Source {
+        node: crate::api::convert::node_name(names, from.life.node),
+        node_id: from.life.node,
+        incarnation: from.life.incarnation,
+        topic: Topic::clone(&from.topic),
+    };
+    let at_unix_us = now_unix_us();
+    match delivery {
+        core::Delivery::Event(event) => Delivery::Event(EventView::new(
+            source,
+            event.seq,
+            event.what.at_unix_us,
+            event.what.fields.clone(),
+        )),
+        core::Delivery::Gap(gap) => {
+            let reason = crate::events::gap_words(gap.reason).to_owned();
+            Delivery::Gap(Lost { source, from: gap.from, to: gap.to, reason, at_unix_us })
+        }
+        core::Delivery::SourceRestarted(_) => Delivery::Restarted { source, at_unix_us },
+        core::Delivery::SourceDown(_) => Delivery::Down { source, at_unix_us },
+    }
+}
+
+fn now_unix_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// This node's life, as its events are numbered.
+pub(crate) fn life(node: NodeId, incarnation: Incarnation) -> Life {
+    Life { node, incarnation }
+}
