@@ -89,10 +89,11 @@ pub(crate) fn fix(arguments: &[String]) -> Result<()> {
 }
 
 /// The reference pages that the product prints, each with its file; a test of the product fails when one is stale.
-const GENERATED: [(&str, &str); 5] = [
+const GENERATED: [(&str, &str); 6] = [
     ("cli", "docs/reference/cli.md"),
     ("config", "docs/reference/config.md"),
     ("errors", "docs/reference/errors.md"),
+    ("events", "docs/reference/events.md"),
     ("openapi", "docs/reference/openapi.json"),
     ("verdicts", "docs/reference/verdicts.md"),
 ];

@@ -42,8 +42,10 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
 ];
 
 /// What the tests need beside that.
-const TESTING: [(&str, &str, &str); 1] =
-    [("faketime", "faketime", "gives an agent of the tests a wrong clock")];
+const TESTING: [(&str, &str, &str); 2] = [
+    ("faketime", "faketime", "gives an agent of the tests a wrong clock"),
+    ("nats-server", "nats-server", "is the message bus that events are handed on to in the tests"),
+];
 
 /// What fuzzing needs beside the nightly compiler.
 const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing engine")];
@@ -185,6 +187,10 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
         // The package enables its service for the next boot; nobody asked for it. Without an init system there is
         // nothing to switch off, and that is no failure.
         Run::new("update-rc.d").words("redis-server disable").succeeds();
+    }
+    if missing.iter().any(|&(package, _)| package == "nats-server") {
+        // The same, by the unit that this package brings instead of a script.
+        Run::new("systemctl").words("disable nats-server").succeeds();
     }
     Ok(())
 }

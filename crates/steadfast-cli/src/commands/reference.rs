@@ -1,6 +1,6 @@
 //! `steadfast reference` (hidden): the generated reference pages.
 //!
-//! `docs/reference/{cli.md,config.md,errors.md,openapi.json,verdicts.md}` are what this prints; a test fails when they are stale and
+//! `docs/reference/{cli.md,config.md,errors.md,events.md,openapi.json,verdicts.md}` are what this prints; a test fails when they are stale and
 //! `cargo xtask fix` writes them.
 
 use std::path::PathBuf;
@@ -30,6 +30,8 @@ pub enum Page {
     Config,
     /// Every error code.
     Errors,
+    /// Every type of events.
+    Events,
     /// The HTTP API.
     Openapi,
     /// Every class of verdicts.
@@ -38,7 +40,8 @@ pub enum Page {
 
 impl Page {
     /// All of them.
-    pub const ALL: [Page; 5] = [Page::Cli, Page::Config, Page::Errors, Page::Openapi, Page::Verdicts];
+    pub const ALL: [Page; 6] =
+        [Page::Cli, Page::Config, Page::Errors, Page::Events, Page::Openapi, Page::Verdicts];
 
     /// Its file under `docs/reference/`.
     pub fn file(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Page {
             Page::Cli => "cli.md",
             Page::Config => "config.md",
             Page::Errors => "errors.md",
+            Page::Events => "events.md",
             Page::Openapi => "openapi.json",
             Page::Verdicts => "verdicts.md",
         }
@@ -57,6 +61,7 @@ impl Page {
             Page::Cli => cli(),
             Page::Config => crate::config::keys::reference(),
             Page::Errors => codes::reference(),
+            Page::Events => crate::events::kinds::reference(),
             Page::Openapi => crate::api::openapi::document(),
             Page::Verdicts => crate::verdicts::reference(),
         }
