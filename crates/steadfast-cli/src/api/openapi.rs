@@ -81,6 +81,12 @@ pub const OPERATIONS: &[Operation] = &[
         query: &["limit", "since"],
         ..get("/v1/views/events", "Each view as it is committed", Answer::Events("ViewRecord"))
     },
+    Operation {
+        query: &["filter", "since"],
+        ..get("/v1/events", "What happens in the cluster, as it happens", Answer::Events("CloudEvent"))
+    },
+    post("/v1/events", "Tell that something happened", "EmitRequest", Answer::One("Done")),
+    get("/v1/events/status", "What this node does for events", Answer::One("EventsStatus")),
     get("/v1/catalog/backup", "The catalog as of now, as the bytes of a backup", Answer::File),
     get("/v1/devices", "Every block device that has a name or is seen", Answer::One("DeviceReport")),
     post("/v1/devices/name", "Give a device a name", "NameDevice", Answer::One("Device")),

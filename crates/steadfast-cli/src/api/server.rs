@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{devices, groups, links, metrics, proxy, views};
+use super::{devices, events as event_paths, groups, links, metrics, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -44,6 +44,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/verdicts/events", get(links::verdicts_events))
         .route("/v1/views", get(views::views))
         .route("/v1/views/events", get(views::views_events))
+        .route("/v1/events", get(event_paths::events).post(event_paths::emit))
+        .route("/v1/events/status", get(event_paths::status))
         .route("/v1/catalog/backup", get(catalog_backup))
         .route("/v1/devices", get(devices::devices))
         .route("/v1/devices/name", post(devices::name))

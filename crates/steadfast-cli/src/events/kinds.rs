@@ -74,6 +74,8 @@ pub enum Variant {
     All,
     /// B: only the nodes that are asked send, and only to who asked.
     Selective,
+    /// Neither: what the nodes agreed on each tells its own consumers, from its own copy of the catalog.
+    Agreed,
 }
 
 /// Whether a filter that names no type at all includes a type.
@@ -207,6 +209,7 @@ pub fn reference() -> String {
         let variant = match kind.variant {
             Variant::All => "Every node tells every node.",
             Variant::Selective => "Only the nodes that are asked tell.",
+            Variant::Agreed => "All nodes agree on it, and each tells its own consumers; `node` is the node that it is about.",
         };
         let included = match kind.included {
             Included::Always => "",

@@ -14,22 +14,25 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::select_all;
 use steadfast::events::hub::{Hub, Parts, Subscription};
-use steadfast::events::producers::Producers;
+use steadfast::events::producers::{self, Producers};
 use steadfast::net::rpc::{Peers, Services};
 use steadfast::node::NodeHandle;
 use steadfast_proto::events::{
-    self as core, EventType, Fields, Interest, Life, Nature, Rate, Scope, Settings, Since, Topic,
+    self as core, EventType, Fields, GapReason, Interest, Life, Nature, Rate, Scope, Settings, Since, Topic,
+    Value,
 };
 use steadfast_proto::ids::{Incarnation, NodeId};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Agent;
 use super::rows::Rows;
+use crate::api::convert::node_name;
 use crate::api::link_words::Dictionary;
 use crate::codes::Code;
 use crate::events::filter::Filter;
 use crate::events::kinds::{self, Reports, Variant};
-use crate::events::{Delivery, EventView, Lost, Source};
+use crate::events::cloud::fields_for_every_user_type;
+use crate::events::{Delivery, EventView, Lost, Source, USER_ANY};
 use crate::failure::{Failure, did_you_mean};
 
 pub(crate) use cursor::Cursor;
@@ -94,6 +97,13 @@ pub(crate) async fn follow(hub: Hub, node: NodeHandle, own: NodeId, rows: Rows, 
     }
 }
 
+/// Keeps what happens in the cluster for those who ask later: what costs nothing to watch is always registered for.
+pub(crate) fn journal(hub: &Hub) -> Vec<Subscription> {
+    let kept = kinds::all().iter().filter_map(|kind| kind.name.parse::<EventType>().ok());
+    let kept = kept.filter(|kind| !producers::is_local(kind) && kind.as_str() != "catalog.changed");
+    kept.filter_map(|kind| hub.subscribe(Interest { buffer: 1, ..Interest::local(Topic::from(kind)) }).ok()).collect()
+}
+
 /// From where on a stream begins.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum From {
@@ -120,9 +130,15 @@ impl Agent {
             return Err(Failure::new(Code::BadRequest, message));
         }
         let mut subscriptions = Vec::new();
+        let mut registered = BTreeSet::new();
         for registration in asked.list {
-            for scope in self.scopes(&registration.topic.kind, registration.nodes.as_ref())? {
-                let interest = interest(&registration.topic, scope, from);
+            let topic = registered_as(registration.topic);
+            for scope in self.scopes(&topic.kind, registration.nodes.as_ref())? {
+                // Several user types are one topic.
+                if !registered.insert((topic.clone(), format!("{scope:?}"))) {
+                    continue;
+                }
+                let interest = interest(&topic, scope, from);
                 let subscribed = self.events.subscribe(interest);
                 subscriptions.push(subscribed.map_err(|error| Failure::new(Code::TooMany, error.to_string()))?);
             }
@@ -141,7 +157,7 @@ impl Agent {
     /// On which nodes to register for a type.
     fn scopes(&self, kind: &EventType, nodes: Option<&BTreeSet<String>>) -> Result<Vec<Scope>, Failure> {
         // Every node tells its own consumers what all agreed on; which node it is about is a matter of the filter.
-        if kinds::find(kind.as_str()).is_some_and(|kind| kind.variant == Variant::Agreed) {
+        if is_agreed(kind) {
             return Ok(vec![Scope::Local]);
         }
         let Some(nodes) = nodes else { return Ok(vec![Scope::Cluster]) };
@@ -167,11 +183,19 @@ impl Agent {
             return Err(Failure::new(Code::BadRequest, message));
         }
         let refused = |error: core::InvalidType| Failure::new(Code::BadRequest, format!("type: {error}"));
-        let named: EventType = kind.parse().map_err(refused)?;
-        self.events.emit(&named, &fields);
-        let any: EventType = crate::events::USER_ANY.parse().map_err(refused)?;
-        self.events.emit(&any, &crate::events::with_user_type(fields, kind));
+        let (named, any): (EventType, EventType) =
+            (kind.parse().map_err(refused)?, USER_ANY.parse().map_err(refused)?);
+        self.events.emit(&any, &fields_for_every_user_type(&named, &fields));
         Ok(())
+    }
+}
+
+/// All user-defined types are one topic: which there are is known to whoever emits them alone, and one log of them can be
+/// looked through later.
+fn registered_as(topic: Topic) -> Topic {
+    match USER_ANY.parse::<EventType>() {
+        Ok(any) if kinds::is_user(topic.kind.as_str()) => Topic::from(any),
+        Ok(_) | Err(_) => topic,
     }
 }
 
@@ -233,26 +257,44 @@ impl Follow {
 /// What a consumer was given, with names.
 fn view(delivery: &core::Delivery, names: &BTreeMap<NodeId, String>) -> Delivery {
     let from = delivery.source();
-    let source = Source {
-        node: crate::api::convert::node_name(names, from.life.node),
+    let mut source = Source {
+        node: node_name(names, from.life.node),
         node_id: from.life.node,
         incarnation: from.life.incarnation,
         topic: Topic::clone(&from.topic),
     };
     let at_unix_us = now_unix_us();
     match delivery {
-        core::Delivery::Event(event) => Delivery::Event(EventView::new(
-            source,
-            event.seq,
-            event.what.at_unix_us,
-            event.what.fields.clone(),
-        )),
+        core::Delivery::Event(event) => {
+            let mut fields = event.what.fields.clone();
+            // What all agree on is told as the node's that it is about.
+            if is_agreed(&source.topic.kind)
+                && let Some(Value::Text(node)) = fields.remove("node")
+            {
+                source.node = node;
+            }
+            Delivery::Event(EventView::new(source, event.seq, event.what.at_unix_us, fields))
+        }
         core::Delivery::Gap(gap) => {
-            let reason = crate::events::gap_words(gap.reason).to_owned();
+            let reason = gap_words(gap.reason).to_owned();
             Delivery::Gap(Lost { source, from: gap.from, to: gap.to, reason, at_unix_us })
         }
         core::Delivery::SourceRestarted(_) => Delivery::Restarted { source, at_unix_us },
         core::Delivery::SourceDown(_) => Delivery::Down { source, at_unix_us },
+    }
+}
+
+fn is_agreed(kind: &EventType) -> bool {
+    kinds::find(kind.as_str()).is_some_and(|kind| kind.variant == Variant::Agreed)
+}
+
+fn gap_words(reason: GapReason) -> &'static str {
+    match reason {
+        GapReason::Overrun => "they came faster than they were taken",
+        GapReason::Retention => "the source does not keep them any more",
+        GapReason::Suppressed => "they came faster than their type's rate allows",
+        GapReason::Unwatched => "nobody was registered meanwhile",
+        GapReason::Producer => "what watches for them lost some, or can't watch",
     }
 }
 
