@@ -61,6 +61,14 @@ pub enum Flaw {
     InviteNotCompared,
     /// The same id from another machine counts as the same node (4.5).
     CloneAdmitted,
+    /// A listener lets go of the producer before somebody else holds on to it (4.3).
+    EventsGapInHandOver,
+    /// What another node tells of counts as having happened here as well (4.3).
+    EventsLoop,
+    /// A consumer that fell behind is not told what it missed (4.3).
+    EventsSilentOverrun,
+    /// The lease of a registration from another node never ends (4.3).
+    EventsEndlessLease,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]
