@@ -189,6 +189,11 @@ impl Host {
         &self.config
     }
 
+    /// The cgroup of a container's programs, below the top of each tree.
+    pub fn cgroup(&self, id: &str) -> PathBuf {
+        Layout::new(&self.config, id).runc_cgroup()
+    }
+
     /// The containers whose shims live. They are not disturbed. What dead ones left is removed.
     pub fn adopt(&self) -> Result<Vec<Container>, AdoptError> {
         let folder = layout::containers(&self.config);

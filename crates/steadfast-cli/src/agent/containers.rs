@@ -116,6 +116,13 @@ impl Containers {
         Ok(containers)
     }
 
+    /// The cgroup of the programs of a container that this node owns, by its name.
+    pub(crate) fn cgroup_of(&self, name: &str) -> Option<PathBuf> {
+        let rows = self.rows.all_stale::<ContainerRow>("container/");
+        let (row, _) = rows.iter().find(|(row, _)| row.spec.name == name && row.owner == self.id)?;
+        Some(self.host.cgroup(&row.id.to_string()))
+    }
+
     /// Takes over what an earlier agent left, without disturbing it, and tells the core.
     pub(crate) async fn attach(self: &Arc<Self>, node: NodeHandle) -> Result<(), Failure> {
         // Attached once, at the start.

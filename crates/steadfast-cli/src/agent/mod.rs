@@ -13,6 +13,7 @@ mod containers;
 mod device_verbs;
 mod devices;
 mod engine;
+pub(crate) mod events;
 mod exec;
 pub mod found;
 mod groups;
@@ -98,6 +99,10 @@ pub struct Agent {
     pub(crate) inviter: Inviter,
     pub(crate) keys: Keyring,
     pub(crate) waiters: groups::Waiters,
+    pub(crate) events: steadfast::events::hub::Hub,
+    cluster: String,
+    /// Keep what happens for those who ask later.
+    _journal: Vec<steadfast::events::hub::Subscription>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -110,6 +115,11 @@ impl Agent {
     /// A node's name, by this node's copy of the catalog.
     pub(crate) fn node_name(&self, id: NodeId) -> String {
         crate::api::convert::node_name(&self.rows.names(), id)
+    }
+
+    /// The cluster's name.
+    pub(crate) fn cluster_name(&self) -> &str {
+        &self.cluster
     }
 
     /// The networks' names, in the order of their numbers.
@@ -307,6 +317,19 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         Some(containers) => containers.attach(node.clone()).await?,
         None => node.adopted_all(),
     }
+    let cgroups = containers.clone();
+    let hub = events::start(events::life(id, incarnation), &opened.peers, &opened.services, move |name| {
+        cgroups.as_ref()?.cgroup_of(name)
+    });
+    let names = networks.iter().map(|(name, _)| name.clone()).collect();
+    tokio::spawn(events::follow(
+        hub.clone(),
+        node.clone(),
+        id,
+        rows.clone(),
+        names,
+        board.boot_unix_ms(),
+    ));
     let inviter = Inviter {
         rows: rows.clone(),
         membership: keys.shared(),
@@ -330,6 +353,9 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         inviter,
         keys,
         waiters: groups::Waiters::default(),
+        _journal: events::journal(&hub),
+        events: hub,
+        cluster: opened.membership.cluster_name.clone(),
     });
     offer(&agent, &opened.services);
     follow(&agent, &opened.state, opened.transport, opened.own);

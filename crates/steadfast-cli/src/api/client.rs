@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
@@ -85,11 +85,20 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<impl Stream<Item = Result<T, Failure>> + use<T>, Failure> {
+        let events = self.follow_with_ids(path).await?;
+        Ok(events.map_ok(|(_, value)| value))
+    }
+
+    /// The same, each with the id that its stream can be resumed after.
+    pub async fn follow_with_ids<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<(String, T), Failure>> + use<T>, Failure> {
         let response = self.send(Method::GET, path, None).await?;
         let state = (response.into_body(), Vec::<u8>::new());
         Ok(futures_util::stream::try_unfold(state, |(mut body, mut pending)| async move {
             loop {
-                if let Some(event) = take_event(&mut pending) {
+                if let Some(event) = take_event_with_id(&mut pending) {
                     let Some(data) = event? else { continue };
                     return Ok(Some((data, (body, pending))));
                 }
@@ -249,10 +258,18 @@ fn lost(error: &hyper::Error) -> Failure {
 /// Takes one whole event off the front; `Some(Ok(None))` is a comment that only keeps the connection alive.
 #[doc(hidden)]
 pub fn take_event<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<Option<T>, Failure>> {
+    let taken = take_event_with_id(pending)?;
+    Some(taken.map(|event| event.map(|(_, value)| value)))
+}
+
+type Identified<T> = Option<(String, T)>;
+
+fn take_event_with_id<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<Identified<T>, Failure>> {
     let end = pending.windows(2).position(|pair| pair == b"\n\n")?;
     let event: Vec<u8> = pending.drain(..end + 2).collect();
     let text = String::from_utf8_lossy(&event);
-    let name = text.lines().find_map(|line| line.strip_prefix("event:")).map(str::trim);
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let (name, id) = (field("event:"), field("id:").unwrap_or_default().to_owned());
     let data: Vec<&str> =
         text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
     if data.is_empty() {
@@ -267,7 +284,7 @@ pub fn take_event<T: DeserializeOwned>(pending: &mut Vec<u8>) -> Option<Result<O
         return Some(Err(failure));
     }
     let value = serde_json::from_str(&data);
-    Some(value.map(Some).map_err(|error| {
+    Some(value.map(|value| Some((id, value))).map_err(|error| {
         Failure::new(Code::BadRequest, format!("the agent sent an event that can't be understood: {error}"))
     }))
 }

@@ -42,6 +42,8 @@ pub(super) struct EventsQuery {
     filter: Option<String>,
     /// From when on: `oldest`, how long ago, or a time.
     since: Option<String>,
+    /// The id of the event to go on after, where the header can't be given.
+    after: Option<String>,
 }
 
 pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
@@ -50,11 +52,11 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
         Some(text) => text.parse().map_err(|error| bad(format!("filter: {error}")))?,
         None => Filter::default(),
     };
-    let from = match resumed(request.headers())? {
+    let from = match resumed(request.headers(), query.after.as_deref())? {
         Some(cursor) => From::Cursor(cursor),
         None => query.since.as_deref().map(since).transpose()?.unwrap_or_default(),
     };
-    let cluster = agent.cluster_name().await?;
+    let cluster = agent.cluster_name().to_owned();
     let follow = agent.follow_events(filter, &from)?;
     Ok(sse(futures_util::stream::unfold((follow, cluster), |(mut follow, cluster)| async move {
         let (delivery, cursor) = follow.next().await?;
@@ -125,10 +127,10 @@ pub(super) async fn status(State(agent): Shared) -> Answer {
     Ok(axum::Json(shown).into_response())
 }
 
-fn resumed(headers: &HeaderMap) -> Result<Option<Cursor>, Failure> {
-    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
-    let cursor = value.to_str().ok().and_then(|text| Cursor::parse(text.trim()));
-    cursor.map(Some).ok_or_else(|| bad("the header last-event-id is not the id of an event of this stream"))
+fn resumed(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Failure> {
+    let given = headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default());
+    let Some(text) = given.or(after) else { return Ok(None) };
+    Cursor::parse(text.trim()).map(Some).ok_or_else(|| bad("last-event-id: that is not the id of an event of this stream"))
 }
 
 fn since(text: &str) -> Result<From, Failure> {

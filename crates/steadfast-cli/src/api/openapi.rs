@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{device_types, group_types, link_types, types, view_types};
+use super::{device_types, event_types, group_types, link_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ pub const OPERATIONS: &[Operation] = &[
         ..get("/v1/views/events", "Each view as it is committed", Answer::Events("ViewRecord"))
     },
     Operation {
-        query: &["filter", "since"],
+        query: &["filter", "since", "after"],
         ..get("/v1/events", "What happens in the cluster, as it happens", Answer::Events("CloudEvent"))
     },
     post("/v1/events", "Tell that something happened", "EmitRequest", Answer::One("Done")),
@@ -345,6 +345,9 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<types::Changed>(add::<types::Probation>(components));
     let components = add::<types::Evidence>(add::<types::Eliminated>(components));
     let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
+    let components = add::<event_types::EmitRequest>(add::<crate::events::cloud::CloudEvent>(components));
+    let components = add::<event_types::EventsStatus>(add::<event_types::WatchedTopic>(components));
+    let components = add::<event_types::FollowedTopic>(components);
     let components = add::<types::LogLine>(add::<types::ExecRequest>(components));
     let components = add::<device_types::DeviceReport>(add::<device_types::Device>(components));
     let components = add::<device_types::DeviceOnNode>(add::<device_types::DevicesHere>(components));

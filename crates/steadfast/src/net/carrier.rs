@@ -14,13 +14,18 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use steadfast_proto::ids::NetworkId;
 use steadfast_proto::time::Time;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::datagram::now;
+use super::netlink::{
+    ATTRIBUTE_ADDRESS, ATTRIBUTE_FLAGS, ATTRIBUTE_LOCAL, Attributes, DEL_ADDRESS, DEL_LINK, DONE, ERROR,
+    FLAG_INTERRUPTED, GET_ADDRESS, GET_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, Message,
+    Messages, NEW_ADDRESS, NEW_LINK, ip, number, question_for_all, receive,
+};
 use super::os;
 
 /// Networks that are looked after at most.
@@ -209,51 +214,15 @@ impl Carrier {
 
     /// Asks for all of one kind; the body of such a question is a header of zeroes.
     fn ask(&self, kind: u16, body_bytes: usize) -> Result<(), CarrierError> {
-        let length = 16 + body_bytes;
-        let mut question = Vec::with_capacity(length);
-        question.extend(u32::try_from(length).expect("32 at most").to_ne_bytes());
-        question.extend(kind.to_ne_bytes());
-        question.extend((FLAG_REQUEST | FLAG_DUMP).to_ne_bytes());
-        question.resize(length, 0);
-        rustix::net::send(self.socket.get_ref(), &question, SendFlags::DONTWAIT)
+        rustix::net::send(self.socket.get_ref(), &question_for_all(kind, body_bytes), SendFlags::DONTWAIT)
             .map_err(CarrierError::new("asked for"))?;
         Ok(())
     }
 }
 
-/// Reads once; `None` when it was not the kernel that spoke.
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-    let (_, length, from) = rustix::net::recvfrom(socket, buffer, flags)?;
-    let from = from.and_then(|from| SocketAddrNetlink::try_from(from).ok());
-    Ok(from.is_some_and(|from| from.pid() == 0).then_some(length))
-}
-
-const GROUP_LINK: u32 = 1;
-const GROUP_IPV4_ADDRESS: u32 = 0x10;
-const GROUP_IPV6_ADDRESS: u32 = 0x100;
-
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-const NEW_LINK: u16 = 16;
-const DEL_LINK: u16 = 17;
-const GET_LINK: u16 = 18;
-const NEW_ADDRESS: u16 = 20;
-const DEL_ADDRESS: u16 = 21;
-const GET_ADDRESS: u16 = 22;
-
-const FLAG_REQUEST: u16 = 1;
-const FLAG_DUMP: u16 = 0x300;
-/// What was asked for changed while it was being told.
-const FLAG_INTERRUPTED: u16 = 0x10;
-
 const INTERFACE_UP: u32 = 1;
 const INTERFACE_LOOPBACK: u32 = 8;
 const INTERFACE_CARRIER: u32 = 0x1_0000;
-
-const ATTRIBUTE_ADDRESS: u16 = 1;
-const ATTRIBUTE_LOCAL: u16 = 2;
-const ATTRIBUTE_FLAGS: u16 = 8;
 /// An IPv6 address that is still being checked for a duplicate, or has one, carries nothing.
 const ADDRESS_UNUSABLE: u32 = 0x40 | 0x08;
 
@@ -369,56 +338,6 @@ impl Table {
             self.held.remove(&(address, index));
         }
     }
-}
-
-/// One netlink message.
-#[derive(Clone, Copy, Debug)]
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    body: &'a [u8],
-}
-
-/// The messages of one read; what is cut short is left out.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let length = usize::try_from(u32::from_ne_bytes(number(self.0)?)).ok()?;
-        let kind = u16::from_ne_bytes(number(self.0.get(4..)?)?);
-        let flags = u16::from_ne_bytes(number(self.0.get(6..)?)?);
-        let body = self.0.get(16..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, flags, body })
-    }
-}
-
-/// The attributes behind a message's own header.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<(u16, &'a [u8])> {
-        let length = usize::from(u16::from_ne_bytes(number(self.0)?));
-        let kind = u16::from_ne_bytes(number(self.0.get(2..)?)?);
-        let value = self.0.get(4..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    }
-}
-
-/// The first bytes of a field.
-fn number<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
-    bytes.first_chunk().copied()
-}
-
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
-    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
-    v4().or_else(v6)
 }
 
 #[cfg(test)]

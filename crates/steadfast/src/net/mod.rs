@@ -6,7 +6,8 @@
 
 pub mod carrier;
 pub mod datagram;
-mod os;
+pub(crate) mod netlink;
+pub(crate) mod os;
 mod refusal;
 pub mod rpc;
 pub mod seal;

@@ -1,9 +1,9 @@
 //! The system calls that have no safe wrapper: receive many datagrams with the kernel's time stamps, fetch
-//! its error reports, and ask what it knows about a TCP connection.
+//! its error reports, and ask what it knows about a TCP connection or about how a process ended.
 //!
-//! This is the one file of the crate with `unsafe`: `recvmmsg`, the error queue, `TCP_INFO` and the options
-//! that turn them on exist in no safe library. It decides nothing. Read next: `datagram` and `watch`, its
-//! callers.
+//! This is the one file of the crate with `unsafe`: `recvmmsg`, the error queue, `TCP_INFO`, `PIDFD_GET_INFO`
+//! and the options that turn them on exist in no safe library. It decides nothing. Read next: `datagram` and
+//! `watch`, its callers.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -187,9 +187,38 @@ fn error_report(message: &libc::msghdr) -> Option<ErrorReport> {
 
 /// Lets a task wait until a descriptor can be read. Must be called within a tokio runtime.
 pub(super) fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watchable(descriptor, Interest::READABLE)
+}
+
+/// Lets a task wait for what the kernel says about a descriptor. Must be called within a tokio runtime.
+pub(crate) fn watchable(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor from here until it is dropped, and nobody else closes it.
-    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     Ok(registered?)
+}
+
+/// The kernel's `struct pidfd_info` in its first version, of 64 bytes.
+#[repr(C)]
+#[derive(Default)]
+struct ProcessInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit: i32,
+}
+
+/// `PIDFD_GET_INFO`: read and write, 64 bytes, group 0xff, number 11.
+const PROCESS_INFO: libc::Ioctl = 0xc040_ff0b;
+/// `PIDFD_INFO_EXIT`: how the process ended, as soon as its parent has taken note.
+const INFO_EXIT: u64 = 8;
+
+/// How a process ended, in the form of `wait`; `None` while its parent has not taken note, and before Linux 6.15.
+pub(crate) fn process_exit(process: BorrowedFd<'_>) -> Option<i32> {
+    let mut info = ProcessInfo { mask: INFO_EXIT, ..ProcessInfo::default() };
+    // SAFETY: the descriptor is borrowed and so open; the kernel writes at most the 64 bytes that the request's number
+    // states, to `info`, which has that size, lives across the call and may hold any bytes.
+    let result = unsafe { libc::ioctl(process.as_raw_fd(), PROCESS_INFO, ptr::from_mut(&mut info)) };
+    (result == 0 && info.mask & INFO_EXIT != 0).then_some(info.exit)
 }
 
 /// What the kernel knows about one TCP connection.
