@@ -322,14 +322,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         cgroups.as_ref()?.cgroup_of(name)
     });
     let names = networks.iter().map(|(name, _)| name.clone()).collect();
-    tokio::spawn(events::follow(
-        hub.clone(),
-        node.clone(),
-        id,
-        rows.clone(),
-        names,
-        board.boot_unix_ms(),
-    ));
+    tokio::spawn(events::follow(hub.clone(), node.clone(), id, rows.clone(), names, board.boot_unix_ms()));
     let inviter = Inviter {
         rows: rows.clone(),
         membership: keys.shared(),

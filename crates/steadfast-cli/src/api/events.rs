@@ -19,8 +19,8 @@ use super::event_types::{EmitRequest, EventsStatus, FollowedTopic, WatchedTopic}
 use super::links::sse;
 use super::server::{body, read_query};
 use super::types::Done;
-use crate::agent::events::{Cursor, From};
 use crate::agent::Agent;
+use crate::agent::events::{Cursor, From};
 use crate::codes::Code;
 use crate::events::cloud::{self, CloudEvent};
 use crate::events::filter::Filter;
@@ -70,7 +70,11 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
 pub(super) async fn emit(State(agent): Shared, request: Request) -> Answer {
     let request: EmitRequest = body(request).await?;
     if request.fields.len() >= FIELDS_MAX {
-        return Err(bad(format!("fields: {} are given; at most {} are possible", request.fields.len(), FIELDS_MAX - 1)));
+        return Err(bad(format!(
+            "fields: {} are given; at most {} are possible",
+            request.fields.len(),
+            FIELDS_MAX - 1
+        )));
     }
     let mut fields = Fields::new();
     for (name, given) in &request.fields {
@@ -130,7 +134,9 @@ pub(super) async fn status(State(agent): Shared) -> Answer {
 fn resumed(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Failure> {
     let given = headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default());
     let Some(text) = given.or(after) else { return Ok(None) };
-    Cursor::parse(text.trim()).map(Some).ok_or_else(|| bad("last-event-id: that is not the id of an event of this stream"))
+    Cursor::parse(text.trim())
+        .map(Some)
+        .ok_or_else(|| bad("last-event-id: that is not the id of an event of this stream"))
 }
 
 fn since(text: &str) -> Result<From, Failure> {

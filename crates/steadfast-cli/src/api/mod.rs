@@ -7,6 +7,7 @@ pub mod client;
 pub mod convert;
 pub mod device_types;
 pub mod devices;
+pub mod event_client;
 pub mod event_types;
 pub mod events;
 pub mod frames;

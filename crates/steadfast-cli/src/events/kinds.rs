@@ -209,7 +209,9 @@ pub fn reference() -> String {
         let variant = match kind.variant {
             Variant::All => "Every node tells every node.",
             Variant::Selective => "Only the nodes that are asked tell.",
-            Variant::Agreed => "All nodes agree on it, and each tells its own consumers; `node` is the node that it is about.",
+            Variant::Agreed => {
+                "All nodes agree on it, and each tells its own consumers; `node` is the node that it is about."
+            }
         };
         let included = match kind.included {
             Included::Always => "",

@@ -20,12 +20,7 @@ const JOINING_MAX: usize = 16;
 
 impl Events {
     /// Takes over the list of members.
-    pub(super) fn install(
-        &mut self,
-        now: Time,
-        members: &BTreeMap<NodeId, Incarnation>,
-        out: &mut Batch,
-    ) {
+    pub(super) fn install(&mut self, now: Time, members: &BTreeMap<NodeId, Incarnation>, out: &mut Batch) {
         let standing = if self.knows_members { Standing::New } else { Standing::Old };
         self.knows_members = true;
         let is_gone = |(node, peer): &(&NodeId, &Peer)| !peer.is_joining && !members.contains_key(node);
@@ -177,9 +172,8 @@ impl Events {
         let own = own.map(|consumer| (self.me, consumer.topic.clone()));
         let others = self.topics.iter().flat_map(|(topic, watched)| {
             let feeds = watched.feeds.iter().filter(|(_, feed)| feed.variant == Variant::Replicated);
-            feeds.map(|((node, _), feed)| {
-                (Life { node: *node, incarnation: feed.incarnation }, topic.clone())
-            })
+            feeds
+                .map(|((node, _), feed)| (Life { node: *node, incarnation: feed.incarnation }, topic.clone()))
         });
         let all: BTreeSet<(Life, Arc<Topic>)> = own.chain(others).collect();
         let (mut pages, mut bytes): (Vec<Vec<(Life, Topic)>>, usize) = (Vec::new(), usize::MAX);

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use steadfast_proto::events::{
-    Batch, ConsumerId, Delivery, EventType, Events, Fields, Input, Interest, Life, Message, Occurrence, Order,
-    Refusal, Settings, Status, Topic, Value,
+    Batch, ConsumerId, Delivery, EventType, Events, Fields, Input, Interest, Life, Message, Occurrence,
+    Order, Refusal, Settings, Status, Topic, Value,
 };
 use steadfast_proto::ids::{Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
@@ -82,12 +82,10 @@ struct Registered {
     refused: Option<Refusal>,
 }
 
-/// Why an event was not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubscribeError {
-    /// The core refused.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("life", &self.life).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Hub {
@@ -134,7 +132,7 @@ impl Hub {
     ///
     /// # Errors
     /// The registration is refused; nothing changed.
-    pub fn subscribe(&self, interest: Interest) -> Result<Subscription, SubscribeError> {
+    pub fn subscribe(&self, interest: Interest) -> Result<Subscription, Refusal> {
         let news = Arc::new(Notify::new());
         let mut state = self.lock();
         let id = ConsumerId(state.next_consumer);
@@ -145,7 +143,7 @@ impl Hub {
         let refused = state.consumers.get(&id).and_then(|registered| registered.refused);
         if let Some(refusal) = refused {
             state.consumers.remove(&id);
-            return Err(refusal.into());
+            return Err(refusal);
         }
         Ok(Subscription { id, hub: self.clone(), news })
     }
@@ -154,7 +152,8 @@ impl Hub {
     /// fields fixed that it has. Costs next to nothing while nobody did.
     pub fn emit(&self, kind: &EventType, fields: &Fields) {
         let mut state = self.lock();
-        let concerned = state.active.range(Topic::from(kind.clone())..).take_while(|topic| topic.kind == *kind);
+        let concerned =
+            state.active.range(Topic::from(kind.clone())..).take_while(|topic| topic.kind == *kind);
         let concerned: Vec<Topic> = concerned.filter(|topic| holds(topic, fields)).cloned().collect();
         if concerned.is_empty() {
             return;
@@ -173,7 +172,8 @@ impl Hub {
     /// Takes note that events of this type were missed by whoever emits them.
     pub fn missed(&self, kind: &EventType, count: u64) {
         let mut state = self.lock();
-        let concerned = state.active.range(Topic::from(kind.clone())..).take_while(|topic| topic.kind == *kind);
+        let concerned =
+            state.active.range(Topic::from(kind.clone())..).take_while(|topic| topic.kind == *kind);
         for topic in concerned.cloned().collect::<Vec<_>>() {
             self.step(&mut state, Input::Missed { topic, count });
         }
@@ -409,7 +409,8 @@ impl Subscription {
     /// The registration ended.
     pub async fn next(&mut self) -> Result<Vec<Delivery>, Refusal> {
         loop {
-            let news = self.news.notified();
+            let news = Arc::clone(&self.news);
+            let news = news.notified();
             let taken = self.take()?;
             if !taken.is_empty() {
                 return Ok(taken);

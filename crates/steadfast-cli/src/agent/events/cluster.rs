@@ -53,10 +53,9 @@ impl Teller {
                 self.checkpoint_told(*container, checkpoint).into_iter().collect()
             }
             Event::LeaseLapsed => self.frozen_told(own),
-            Event::LeaseRenewed
-            | Event::Fenced(_)
-            | Event::CheckpointFailed { .. }
-            | Event::Answer(..) => Vec::new(),
+            Event::LeaseRenewed | Event::Fenced(_) | Event::CheckpointFailed { .. } | Event::Answer(..) => {
+                Vec::new()
+            }
         }
     }
 
@@ -115,8 +114,7 @@ impl Teller {
         let before = self.containers.get(&id).cloned();
         let runs = row.state == ContainerState::Running;
         let ran_on = if runs { Some(row.owner) } else { before.as_ref().and_then(|known| known.ran_on) };
-        let known =
-            Known { name: row.spec.name.clone(), owner: row.owner, state: row.state.clone(), ran_on };
+        let known = Known { name: row.spec.name.clone(), owner: row.owner, state: row.state.clone(), ran_on };
         self.containers.insert(id, known);
         let mut all = vec![
             ("node", text(node_name(names, row.owner))),
@@ -148,7 +146,11 @@ impl Teller {
             }
             ContainerState::Failed(reason) | ContainerState::Lost(reason) if before.state != row.state => {
                 all.push(("reason", text(reason)));
-                if matches!(row.state, ContainerState::Lost(_)) { "checkpoint.lost" } else { "container.failed" }
+                if matches!(row.state, ContainerState::Lost(_)) {
+                    "checkpoint.lost"
+                } else {
+                    "container.failed"
+                }
             }
             ContainerState::Running
             | ContainerState::Starting
@@ -175,8 +177,10 @@ impl Teller {
 
     /// What this node's lapsed lease stops.
     fn frozen_told(&self, own: NodeId) -> Vec<Told> {
-        let here =
-            self.containers.values().filter(|known| known.owner == own && known.state == ContainerState::Running);
+        let here = self
+            .containers
+            .values()
+            .filter(|known| known.owner == own && known.state == ContainerState::Running);
         here.map(|known| {
             let reason = text("the lease of its node has lapsed: a majority of the grantors is not heard");
             ("container.frozen", fields([("container", text(&known.name)), ("reason", reason)]))

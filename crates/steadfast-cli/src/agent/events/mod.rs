@@ -29,9 +29,9 @@ use super::rows::Rows;
 use crate::api::convert::node_name;
 use crate::api::link_words::Dictionary;
 use crate::codes::Code;
+use crate::events::cloud::fields_for_every_user_type;
 use crate::events::filter::Filter;
 use crate::events::kinds::{self, Reports, Variant};
-use crate::events::cloud::fields_for_every_user_type;
 use crate::events::{Delivery, EventView, Lost, Source, USER_ANY};
 use crate::failure::{Failure, did_you_mean};
 
@@ -60,7 +60,14 @@ pub(crate) fn start(
 }
 
 /// Tells the hub who is a member and what the core notices, until the node stops.
-pub(crate) async fn follow(hub: Hub, node: NodeHandle, own: NodeId, rows: Rows, networks: Vec<String>, boot_unix_ms: u64) {
+pub(crate) async fn follow(
+    hub: Hub,
+    node: NodeHandle,
+    own: NodeId,
+    rows: Rows,
+    networks: Vec<String>,
+    boot_unix_ms: u64,
+) {
     let mut noticed = node.events();
     let mut teller = cluster::Teller::default();
     for past in node.timeline() {
@@ -101,7 +108,8 @@ pub(crate) async fn follow(hub: Hub, node: NodeHandle, own: NodeId, rows: Rows, 
 pub(crate) fn journal(hub: &Hub) -> Vec<Subscription> {
     let kept = kinds::all().iter().filter_map(|kind| kind.name.parse::<EventType>().ok());
     let kept = kept.filter(|kind| !producers::is_local(kind) && kind.as_str() != "catalog.changed");
-    kept.filter_map(|kind| hub.subscribe(Interest { buffer: 1, ..Interest::local(Topic::from(kind)) }).ok()).collect()
+    kept.filter_map(|kind| hub.subscribe(Interest { buffer: 1, ..Interest::local(Topic::from(kind)) }).ok())
+        .collect()
 }
 
 /// From where on a stream begins.
@@ -121,7 +129,8 @@ pub(crate) enum From {
 impl Agent {
     /// Registers for what `filter` lets through.
     pub(crate) fn follow_events(self: &Arc<Self>, filter: Filter, from: &From) -> Result<Follow, Failure> {
-        let asked = filter.registrations().map_err(|error| Failure::new(Code::BadRequest, error.to_string()))?;
+        let asked =
+            filter.registrations().map_err(|error| Failure::new(Code::BadRequest, error.to_string()))?;
         if asked.list.len() > REGISTRATIONS_MAX {
             let message = format!(
                 "filter: it needs {} registrations and {REGISTRATIONS_MAX} are possible; name fewer types or values",
@@ -140,17 +149,16 @@ impl Agent {
                 }
                 let interest = interest(&topic, scope, from);
                 let subscribed = self.events.subscribe(interest);
-                subscriptions.push(subscribed.map_err(|error| Failure::new(Code::TooMany, error.to_string()))?);
+                subscriptions
+                    .push(subscribed.map_err(|error| Failure::new(Code::TooMany, error.to_string()))?);
             }
         }
-        let left_out = asked.left_out.into_iter().map(|left| format!("{}: {}", left.kind, left.reason)).collect();
         Ok(Follow {
             agent: Arc::clone(self),
             filter,
             subscriptions,
             waiting: VecDeque::new(),
             cursor: if let From::Cursor(cursor) = from { cursor.clone() } else { Cursor::default() },
-            left_out,
         })
     }
 
@@ -225,15 +233,9 @@ pub(crate) struct Follow {
     subscriptions: Vec<Subscription>,
     waiting: VecDeque<core::Delivery>,
     cursor: Cursor,
-    left_out: Vec<String>,
 }
 
 impl Follow {
-    /// What would match and is not registered for, a sentence each.
-    pub(crate) fn left_out(&self) -> &[String] {
-        &self.left_out
-    }
-
     /// The next thing that the filter lets through, and from where to resume after it; `None` when a registration ended.
     pub(crate) async fn next(&mut self) -> Option<(Delivery, Cursor)> {
         loop {

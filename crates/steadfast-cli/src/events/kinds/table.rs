@@ -349,10 +349,7 @@ pub(super) const KINDS: &[Kind] = &[
         variant: Variant::All,
         included: Included::Always,
         per_second_max: 1_000,
-        fields: &[
-            may_fix("container", TEXT, "the container"),
-            tells("reason", TEXT, "why"),
-        ],
+        fields: &[may_fix("container", TEXT, "the container"), tells("reason", TEXT, "why")],
     },
     Kind {
         name: "checkpoint.committed",
