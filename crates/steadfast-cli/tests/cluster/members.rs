@@ -252,8 +252,8 @@ fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
     start(spare);
     wait_ready(&trial);
     drop_incoming(spare, "meta l4proto tcp");
-    for _ in 0..60 {
-        owner.steadfast_text(&["invite"]).unwrap();
+    for number in 0..60 {
+        owner.steadfast_text(&["invite", &format!("guest-{number}")]).unwrap();
     }
     wait_eliminated(&trial, "catalog", None);
     let_in(spare);
