@@ -103,6 +103,11 @@ fn a_ready_machine_takes_a_living_ones_place_in_one_view_and_its_program_loses_n
     trial.witness.assert_clean();
     let after = trial.counter();
     assert_eq!((after.node.as_str(), after.epoch), (spare.name(), epoch + 1));
+    assert_eq!(
+        (after.copies, after.copies_wanted),
+        (2, 2),
+        "the copy of the node that runs it protects nothing"
+    );
     let swap: Vec<ViewRecord> = views(&trial).into_iter().filter(|view| view.change == "replaced").collect();
     let [swap] = swap.as_slice() else { panic!("{swap:?}") };
     let swapped: Vec<&str> = swap.nodes.iter().map(|node| node.node.as_str()).collect();
