@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
-use steadfast_cli::api::types::{Checkpoint, Status};
+use steadfast_cli::api::types::{Checkpoint, Container, Status};
 use steadfast_cli::bed::witness::{REPORTER, Witness};
 use steadfast_cli::bed::{Bed, Host, client_address, service_address, wait_for};
 
@@ -236,11 +236,12 @@ fn look_until(ended: &AtomicBool, socket: &Path, new: &str) -> Seen {
 fn look(socket: &Path, new: &str) -> anyhow::Result<Option<String>> {
     // In this order: one that was replaced meanwhile is not counted for less than it was.
     let status: Status = get(socket, "/v1/status")?;
+    let program: Container = get(socket, &format!("/v1/containers/{PROGRAM}"))?;
     let checkpoints: Vec<Checkpoint> = get(socket, &format!("/v1/containers/{PROGRAM}/checkpoints"))?;
     let Some(newest) = checkpoints.iter().find(|checkpoint| checkpoint.role == "latest") else {
         return Ok(Some("there is no checkpoint".to_owned()));
     };
-    let counts = |name: &String| status.view.members.contains(name) || name == new;
+    let counts = |name: &String| *name != program.node && (status.view.members.contains(name) || name == new);
     let whole = newest.copies.iter().filter(|copy| copy.state == "held").map(|copy| &copy.node);
     let whole: BTreeSet<&String> = whole.filter(|name| counts(name)).collect();
     let wanted = usize::try_from(newest.copies_wanted)?;

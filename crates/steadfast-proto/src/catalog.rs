@@ -307,6 +307,12 @@ impl ContainerRow {
         [&self.latest, &self.parent].into_iter().flatten().find(|checkpoint| checkpoint.number == number)
     }
 
+    /// The nodes whose copies protect what the owner runs: its own copy is lost with it.
+    pub fn protecting<'a>(&self, checkpoint: &'a CheckpointRef) -> impl Iterator<Item = NodeId> + use<'a> {
+        let owner = self.owner;
+        checkpoint.copies.iter().copied().filter(move |node| *node != owner)
+    }
+
     /// The committed checkpoints, newest first.
     pub fn checkpoints(&self) -> impl Iterator<Item = &CheckpointRef> {
         [&self.latest, &self.parent].into_iter().flatten()
@@ -401,13 +407,6 @@ pub struct CheckpointRef {
     pub processor: String,
 }
 
-impl CheckpointRef {
-    /// Whether fewer copies exist than were asked for.
-    pub fn is_under_protected(&self) -> bool {
-        self.copies.len() < usize::from(self.wanted)
-    }
-}
-
 /// What to run, and how to protect it: DESIGN 5's spec, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -441,6 +440,14 @@ pub struct ContainerSpec {
     pub nodes: BTreeSet<NodeId>,
     /// What a node must have to run it.
     pub require: Requirements,
+}
+
+impl ContainerSpec {
+    /// How many nodes are to hold a checkpoint. One that hands the program over (`hold`) has one more: the copy of the node
+    /// that goes on with it protects nothing.
+    pub fn copies_for(&self, hold: bool) -> usize {
+        usize::from(self.copies) + usize::from(hold)
+    }
 }
 
 /// What a node must have to run a container.

@@ -176,10 +176,11 @@ impl World {
         manifest: Digest,
         image: Image,
     ) -> Outcome {
+        let hold = self.hosts[host].shims.get(&row.id).is_some_and(|shim| shim.held);
         let held = Held { container: row.id, epoch: row.epoch, number, bytes: image.bytes };
         let mut copies = BTreeSet::new();
         for node in holders {
-            if copies.len() >= usize::from(row.spec.copies) {
+            if copies.len() >= row.spec.copies_for(hold) {
                 break;
             }
             let Some(holder) = self.index_of(*node) else { continue };

@@ -132,13 +132,13 @@ impl Memory {
         self.tell().await;
     }
 
-    /// Ships an image to other nodes; when this returns their cores know that they hold it.
+    /// Ships an image to so many of these nodes, as far as there are; when this returns their cores know that they hold it.
     pub(crate) async fn ship(
         &self,
         image: &Path,
         row: &ContainerRow,
         number: u64,
-        holders: Vec<NodeId>,
+        (holders, copies): (Vec<NodeId>, usize),
         revision: u64,
         meta: &Meta,
     ) -> Result<Shipped, String> {
@@ -148,7 +148,7 @@ impl Memory {
             epoch: row.epoch,
             number,
             holders,
-            copies: usize::from(row.spec.copies),
+            copies,
             key,
             revision,
             meta: serde_json::to_vec(meta).map_err(|error| error.to_string())?,

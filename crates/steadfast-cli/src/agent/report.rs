@@ -183,7 +183,7 @@ impl Agent {
                 }
                 ContainerState::Starting | ContainerState::Running | ContainerState::Recovering => {
                     if row.latest.as_ref().is_some_and(|latest| {
-                        latest.copies.iter().filter(|copy| view.has(**copy)).count()
+                        row.protecting(latest).filter(|copy| view.has(*copy)).count()
                             < usize::from(latest.wanted)
                     }) {
                         warnings.push(format!(
@@ -267,7 +267,11 @@ impl Agent {
                         .to_owned(),
                     })
                     .collect();
-                let whole = one.copies.iter().filter(|copy| copy.state == "held").count();
+                let holds = |node: &NodeId| {
+                    let held = held.get(node).and_then(Option::as_ref);
+                    held.is_some_and(|held| held.contains(&checkpoint.manifest))
+                };
+                let whole = row.protecting(checkpoint).filter(holds).count();
                 let possible = one.copies.iter().filter(|copy| copy.state != "gone").count();
                 one.protection = match (possible, whole) {
                     (0, _) => "lost",

@@ -233,6 +233,7 @@ impl Taking {
         });
         let capture = capture.await.map_err(|error| error.to_string())??;
         let meta = Meta { host_files: capture.host_files };
+        let holders = (holders, row.spec.copies_for(self.hold));
         let shipped = self.memory.ship(&image.0, row, number, holders, self.revision, &meta).await?;
         Ok(CheckpointRef {
             number,

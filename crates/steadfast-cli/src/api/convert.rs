@@ -41,8 +41,9 @@ pub fn container(
 ) -> types::Container {
     let latest = row.latest.as_ref().map(|latest| checkpoint(row, latest, names));
     let (state, reason) = state(row);
-    let live = |copy: &&NodeId| view.is_none_or(|view| view.members.contains_key(copy));
-    let copies = row.latest.as_ref().map_or(0, |latest| latest.copies.iter().filter(live).count());
+    let live = |copy: &NodeId| view.is_none_or(|view| view.members.contains_key(copy));
+    let copies =
+        row.latest.as_ref().map_or(0, |latest| row.protecting(latest).filter(|copy| live(copy)).count());
     let at_risk_since = row.latest.as_ref().filter(|_| row.is_active()).map(|latest| latest.taken_unix_ms);
     types::Container {
         name: row.spec.name.clone(),
@@ -106,7 +107,12 @@ pub fn checkpoint(row: &ContainerRow, checkpoint: &CheckpointRef, names: &Names)
         frozen_ms: frozen.as_secs_f64() * 1000.0,
         copies,
         copies_wanted: u32::from(checkpoint.wanted),
-        protection: if checkpoint.is_under_protected() { "under-protected" } else { "protected" }.to_owned(),
+        protection: if row.protecting(checkpoint).count() < usize::from(checkpoint.wanted) {
+            "under-protected"
+        } else {
+            "protected"
+        }
+        .to_owned(),
         manifest: checkpoint.manifest.to_string(),
     }
 }
