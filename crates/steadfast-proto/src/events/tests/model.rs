@@ -1,0 +1,1 @@
+//! EV5 exhaustively.
