@@ -192,7 +192,7 @@ impl Stream {
 
     /// Notes when to acknowledge, and says whether that is at once.
     pub(super) fn owe(&mut self, now: Time, settings: &Settings) -> bool {
-        if self.owed >= settings.acknowledge_events || self.owed == 0 {
+        if self.owed >= settings.acknowledge_events.min(settings.credit / 2) || self.owed == 0 {
             return true;
         }
         self.owed_at.get_or_insert(now + settings.acknowledge_after);
@@ -221,7 +221,7 @@ impl Stream {
     /// Whether the room for more has grown so much that the other node should know.
     pub(super) fn has_room_to_tell(&self, lane: Lane, settings: &Settings) -> bool {
         let half = (self.buffer() as u64).min(settings.credit).div_ceil(2);
-        self.credit < half && self.credit(lane, settings) >= half
+        self.credit.saturating_sub(self.owed) < half && self.credit(lane, settings) >= half
     }
 
     /// Where a consumer begins that was told up to `last`, if everything after that is here or yet to come.
