@@ -279,7 +279,9 @@ mod shared {
         Occurrence::serialize(what, serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Occurrence>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<Occurrence>, D::Error> {
         Occurrence::deserialize(deserializer).map(Arc::new)
     }
 }

@@ -40,13 +40,16 @@ impl Events {
                 self.settle_stream(&key, first, head, out);
                 self.acknowledge(&key, out);
             }
-            Message::Refused { number, attempt, reason } => self.refused(now, from, (number, attempt), reason, out),
+            Message::Refused { number, attempt, reason } => {
+                self.refused(now, from, (number, attempt), reason, out)
+            }
             Message::Deregister { numbers } => self.deregistered(from, &numbers, out),
             Message::Notify { parts } => self.notified(now, from, parts, out),
             Message::Progress { streams } => self.progressed(now, from, &streams, out),
             Message::Unknown { numbers } => {
                 for number in numbers {
-                    let Some(key) = self.numbers.get(&number).filter(|key| key.node == from.node).cloned() else {
+                    let Some(key) = self.numbers.get(&number).filter(|key| key.node == from.node).cloned()
+                    else {
                         continue;
                     };
                     let state = self.streams.get(&key).map(|stream| stream.state);
@@ -63,7 +66,8 @@ impl Events {
             }
             Message::Replicated { page } => {
                 let Some(peer) = self.peers.get_mut(&from.node) else { return };
-                let Some(provision) = peer.provision.as_mut().filter(|provision| provision.page == page) else {
+                let Some(provision) = peer.provision.as_mut().filter(|provision| provision.page == page)
+                else {
                     return;
                 };
                 provision.page += 1;
@@ -154,7 +158,8 @@ impl Events {
 
     /// A joining node takes over a registration of the whole cluster; its origin will say from where on.
     fn replicated(&mut self, now: Time, life: Life, topic: &Topic, out: &mut Batch) {
-        let is_other_life = self.peers.get(&life.node).is_some_and(|peer| peer.incarnation != life.incarnation);
+        let is_other_life =
+            self.peers.get(&life.node).is_some_and(|peer| peer.incarnation != life.incarnation);
         let is_full = self.registrations_of(life) >= self.settings.registrations_max;
         if life.node == self.me.node || is_other_life || is_full || !is_sound_topic(topic) {
             return;

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::bucket::Bucket;
 use super::log::{Cursor, Log};
-use super::message::{NOTIFY_BYTES, Part, Progress, SMALL_BYTES, Start, is_sound_occurrence, occurrence_bytes};
+use super::message::{
+    NOTIFY_BYTES, Part, Progress, SMALL_BYTES, Start, is_sound_occurrence, occurrence_bytes,
+};
 use super::{
     ConsumerId, Delivery, Event, Gap, GapReason, Item, Life, Listener, Occurrence, Order, Position, Settings,
     Since, Source, Topic, TopicStatus, Variant,

@@ -36,9 +36,10 @@ impl Events {
         for key in due {
             self.ask_again(now, &key, out);
         }
-        let joining = self.peers.iter().filter(|(_, peer)| {
-            peer.provision.as_ref().is_some_and(|provision| provision.again_at <= now)
-        });
+        let joining = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.provision.as_ref().is_some_and(|provision| provision.again_at <= now));
         let joining: Vec<Life> =
             joining.map(|(node, peer)| Life { node: *node, incarnation: peer.incarnation }).collect();
         for life in joining {

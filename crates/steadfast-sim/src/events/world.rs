@@ -175,10 +175,8 @@ impl World {
                 if is_parted || !is_there {
                     return Ok(());
                 }
-                let message = Message::decode(&bytes).map_err(|error| Violation {
-                    invariant: "MESSAGE",
-                    what: error.to_string(),
-                })?;
+                let message = Message::decode(&bytes)
+                    .map_err(|error| Violation { invariant: "MESSAGE", what: error.to_string() })?;
                 self.step(to.node, Input::Received { from, message })
             }
             Act::Happen { node } => self.happen(node),

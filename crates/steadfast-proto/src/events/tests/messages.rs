@@ -6,10 +6,8 @@ use super::*;
 
 fn sample() -> Message {
     let what = Arc::new(occurrence(7));
-    let items = vec![
-        Item::Event { seq: 3, what },
-        Item::Gap { from: 4, to: 9, reason: GapReason::Suppressed },
-    ];
+    let items =
+        vec![Item::Event { seq: 3, what }, Item::Gap { from: 4, to: 9, reason: GapReason::Suppressed }];
     Message::Notify { parts: vec![Part { number: 1, attempt: 2, first: 3, head: 10, items }] }
 }
 

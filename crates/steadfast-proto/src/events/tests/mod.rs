@@ -85,7 +85,8 @@ impl World {
 
     fn install(&mut self, node: u128, members: &[u128]) {
         let members = members.iter().map(|member| {
-            let Life { node, incarnation } = self.nodes.get(member).map_or(life(*member, 1), |events| events.me);
+            let Life { node, incarnation } =
+                self.nodes.get(member).map_or(life(*member, 1), |events| events.me);
             (node, incarnation)
         });
         let members = members.collect();
@@ -222,8 +223,7 @@ fn a_registration_of_the_whole_cluster_activates_producers_everywhere() {
         let (mut world, topic) = (World::new(4), topic("node.suspected"));
         world.register(2, 1, Interest::cluster(topic.clone(), variant));
         assert_eq!(world.is_active(&topic), [1, 2, 3, 4]);
-        let listener =
-            if variant == Variant::Replicated { Listener::Off } else { Listener::Registered };
+        let listener = if variant == Variant::Replicated { Listener::Off } else { Listener::Registered };
         assert_eq!(world.status(1, &topic).listener, listener);
         for node in 1..=4 {
             world.happen(node, &topic, 1);
