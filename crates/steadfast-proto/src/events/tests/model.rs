@@ -273,7 +273,8 @@ fn no_interleaving_of_a_hand_over_leaves_a_gap() {
 
 #[test]
 fn a_listener_that_lets_go_first_is_found_out() {
-    let (_, broken) = explore(Bounds { flaw: Some(Flaw::EventsGapInHandOver), ..SMALL });
+    let (_, broken) =
+        explore(Bounds { happenings: 2, visits: 1, flaw: Some(Flaw::EventsGapInHandOver), ..SMALL });
     println!("{broken:?}");
     assert!(broken.is_some());
 }
