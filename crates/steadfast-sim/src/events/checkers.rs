@@ -137,7 +137,7 @@ impl Told {
         if last.incarnation == incarnation && last.seq + 1 == next_seq {
             return Ok(());
         }
-        broken("EV5", format!("at rest it was told of {node:?} up to {last:?}, which is before {next_seq}"))
+        broken("EV5", format!("at rest it was told of {node} up to {last:?}, which is before {next_seq}"))
     }
 }
 

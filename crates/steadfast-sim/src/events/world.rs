@@ -270,7 +270,7 @@ impl World {
         if !self.is_faulty {
             return Ok(());
         }
-        let next = self.random.around(400);
+        let next = self.random.around(150);
         self.after(next, Act::Happen { node: id });
         let Some(topic) = self.random.pick(&self.topics).cloned() else { return Ok(()) };
         let many = if self.random.chance(0.2) { 20 } else { 2 };
@@ -374,6 +374,14 @@ impl World {
             _ => Scope::Cluster,
         };
         let left = self.nodes.get(&id).and_then(|node| node.left.get(&topic)).cloned();
+        let left = left.map(|mut left| {
+            left.retain(|node, _| match scope {
+                Scope::Local => *node == id,
+                Scope::Node(wanted) => *node == wanted,
+                Scope::Cluster => true,
+            });
+            left
+        });
         let since = match self.random.below(4) {
             0 => Since::Oldest,
             1 => Since::Time { unix_us: self.now_ms.saturating_sub(3_000) * 1_000 },
