@@ -232,7 +232,7 @@ impl Log {
     }
 
     /// What is here from `seq` on; only for a log with one life in it.
-    pub(super) fn from_seq(&self, seq: u64) -> impl Iterator<Item = (&Delivery, usize)> {
+    pub(super) fn starting_at(&self, seq: u64) -> impl Iterator<Item = (&Delivery, usize)> {
         let offset = self.entries.partition_point(|entry| entry.upto.seq < seq);
         self.entries.range(offset..).map(|entry| (&entry.delivery, entry.bytes))
     }

@@ -270,7 +270,9 @@ impl Events {
             Standing::Old => Start::Now,
             Standing::New => Start::After(of_life(0)),
         };
+        let known = consumer.places.get(&life.node).map(|(_, cursor)| Start::After(cursor.last));
         let start = match &consumer.interest.since {
+            _ if known.is_some() => known.unwrap_or(from_now_on),
             Since::Now => return self.share(now, id, &shared, life, from_now_on, out),
             Since::Oldest => Start::Oldest,
             Since::Time { unix_us } => Start::Time { unix_us: *unix_us },

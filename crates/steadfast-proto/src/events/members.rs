@@ -10,13 +10,15 @@ use std::sync::Arc;
 use super::machine::{Peer, Provision, Standing};
 use super::message::{NOTIFY_BYTES, topic_bytes};
 use super::source::Feed;
-use super::stream::{Key, State};
+use super::stream::{Consumer, Key, State};
 use super::{Batch, ConsumerId, Events, Life, Message, Scope, Topic, Variant};
 use crate::ids::{Incarnation, NodeId};
 use crate::time::Time;
 
 /// How many nodes join at once through one member at most.
 const JOINING_MAX: usize = 16;
+/// Of how many topics of nodes that are gone it is kept what they told.
+const GONE_MAX: usize = 1_024;
 
 impl Events {
     /// Takes over the list of members.
@@ -76,6 +78,18 @@ impl Events {
                 self.wake_stream(&key, out);
             }
         }
+        self.forget_gone(node, out);
+    }
+
+    /// Forgets what some of those who left long ago told. Should one come back, its consumers know where they were.
+    fn forget_gone(&mut self, but: NodeId, out: &mut Batch) {
+        let gone = self.streams.iter().filter(|(key, stream)| {
+            key.node != but && matches!(stream.state, State::Down) && !self.peers.contains_key(&key.node)
+        });
+        let gone: Vec<Key> = gone.map(|(key, _)| key.clone()).collect();
+        for key in gone.iter().take(gone.len().saturating_sub(GONE_MAX)) {
+            self.end_stream(key, out);
+        }
     }
 
     /// A node is a member: what was followed before goes on or begins anew, and whoever wants it gets its place.
@@ -93,9 +107,16 @@ impl Events {
             Scope::Cluster => true,
             Scope::Node(node) => node == life.node,
         };
-        let new = self.consumers.iter().filter(|(_, consumer)| {
-            wants(consumer.interest.scope) && !consumer.places.contains_key(&life.node)
-        });
+        let follows = |consumer: &Consumer| {
+            consumer.places.get(&life.node).is_some_and(|(lane, _)| {
+                let key = Key { node: life.node, topic: consumer.topic.clone(), lane: *lane };
+                self.streams.contains_key(&key)
+            })
+        };
+        let new = self
+            .consumers
+            .iter()
+            .filter(|(_, consumer)| wants(consumer.interest.scope) && !follows(consumer));
         let new: Vec<ConsumerId> = new.map(|(id, _)| *id).collect();
         for id in new {
             self.attach(now, id, life, standing, out);

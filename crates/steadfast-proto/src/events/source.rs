@@ -370,7 +370,7 @@ impl Flow {
             bytes += SMALL_BYTES;
             self.cursor = oldest;
         }
-        for (delivery, size) in log.from_seq(self.cursor) {
+        for (delivery, size) in log.starting_at(self.cursor) {
             if self.cursor >= self.limit || (bytes > 0 && bytes + size > room) {
                 break;
             }

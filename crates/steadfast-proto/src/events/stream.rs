@@ -63,8 +63,9 @@ pub(super) struct Stream {
     pub(super) log: Log,
     /// Those who read the log, with their buffers.
     pub(super) consumers: BTreeMap<ConsumerId, usize>,
-    /// How many events were received and not acknowledged, and when to do so.
+    /// How many events and bytes were received and not acknowledged, and when to do so.
     owed: u64,
+    owed_bytes: usize,
     pub(super) owed_at: Option<Time>,
     /// The credit that was given last.
     credit: u64,
@@ -98,6 +99,7 @@ impl Stream {
             log: Log::default(),
             consumers: BTreeMap::new(),
             owed: 0,
+            owed_bytes: 0,
             owed_at: None,
             credit: 0,
         }
@@ -136,7 +138,7 @@ impl Stream {
     /// The node is no member any more.
     pub(super) fn down(&mut self, stamp: &mut u64) {
         self.state = State::Down;
-        (self.owed, self.owed_at) = (0, None);
+        (self.owed, self.owed_bytes, self.owed_at) = (0, 0, None);
         self.mark(stamp, Delivery::SourceDown(self.source.clone()));
     }
 
@@ -184,6 +186,7 @@ impl Stream {
             *stamp += 1;
             self.log.append(*stamp, bytes, delivery);
             self.owed += 1;
+            self.owed_bytes += bytes;
             expected = to.saturating_add(1);
         }
         self.expected = Some(expected);
@@ -192,7 +195,9 @@ impl Stream {
 
     /// Notes when to acknowledge, and says whether that is at once.
     pub(super) fn owe(&mut self, now: Time, settings: &Settings) -> bool {
-        if self.owed >= settings.acknowledge_events || self.owed == 0 {
+        let is_much = self.owed >= settings.acknowledge_events.min(settings.credit / 2)
+            || self.owed_bytes >= settings.flow_bytes / 4;
+        if is_much || self.owed == 0 {
             return true;
         }
         self.owed_at.get_or_insert(now + settings.acknowledge_after);
@@ -202,7 +207,7 @@ impl Stream {
     /// What to say of how far it is.
     pub(super) fn progress(&mut self, lane: Lane, settings: &Settings) -> Option<Progress> {
         let Position { seq: upto, .. } = self.last()?;
-        (self.owed, self.owed_at) = (0, None);
+        (self.owed, self.owed_bytes, self.owed_at) = (0, 0, None);
         self.credit = self.credit(lane, settings);
         Some(Progress { number: self.number, attempt: self.attempt, upto, credit: self.credit })
     }
@@ -221,7 +226,7 @@ impl Stream {
     /// Whether the room for more has grown so much that the other node should know.
     pub(super) fn has_room_to_tell(&self, lane: Lane, settings: &Settings) -> bool {
         let half = (self.buffer() as u64).min(settings.credit).div_ceil(2);
-        self.credit < half && self.credit(lane, settings) >= half
+        self.credit.saturating_sub(self.owed) < half && self.credit(lane, settings) >= half
     }
 
     /// Where a consumer begins that was told up to `last`, if everything after that is here or yet to come.

@@ -69,9 +69,11 @@ impl Events {
         if is_news {
             self.wake_own(topic, out);
         }
-        if !is_planted(Flaw::EventsEndlessLease) {
-            self.drop_feed(topic, out, |_, feed| feed.lease_until <= now);
+        if is_planted(Flaw::EventsEndlessLease) {
+            let feeds = self.topics.get_mut(topic).map(|watched| watched.feeds.values_mut());
+            feeds.into_iter().flatten().for_each(|feed| feed.lease_until = now + self.settings.lease);
         }
+        self.drop_feed(topic, out, |_, feed| feed.lease_until <= now);
     }
 
     /// Acknowledges what is due, and renews every registration on nodes where that is due.
