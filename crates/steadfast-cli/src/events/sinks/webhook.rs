@@ -181,9 +181,12 @@ mod tests {
 
     const SECRET: &[u8] = b"a secret of some length";
 
+    /// A status, and how long to stay away.
+    type Answer = (u16, Option<&'static str>);
+
     #[derive(Clone, Default)]
     struct Seen {
-        answers: Arc<Mutex<Vec<(u16, Option<&'static str>)>>>,
+        answers: Arc<Mutex<Vec<Answer>>>,
         requests: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,
     }
 
@@ -200,7 +203,7 @@ mod tests {
     }
 
     /// A server that gives these answers, the last one first, then 204.
-    async fn server(answers: &[(u16, Option<&'static str>)]) -> (SocketAddr, Seen, JoinHandle<()>) {
+    async fn server(answers: &[Answer]) -> (SocketAddr, Seen, JoinHandle<()>) {
         let seen = Seen { answers: Arc::new(Mutex::new(answers.to_vec())), ..Seen::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
