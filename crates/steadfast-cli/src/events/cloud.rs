@@ -13,7 +13,7 @@ use steadfast_proto::events::{EventType, FIELDS_MAX, Fields, TEXT_BYTES_MAX, Top
 use steadfast_proto::ids::{Incarnation, NodeId};
 use utoipa::ToSchema;
 
-use super::event::{USER_TYPE_FIELD, about_text, parse_about, parse_topic};
+use super::event::{about_text, parse_about, parse_topic};
 use super::{Delivery, EventView, Lost, Source, USER_ANY, topic_text};
 
 /// The version of the specification that this is.
@@ -241,13 +241,6 @@ pub fn value(json: &Json) -> Option<Value> {
     }
 }
 
-/// The fields of an event that is emitted as `kind`, for the topic of every user type.
-pub fn fields_for_every_user_type(kind: &EventType, fields: &Fields) -> Fields {
-    let mut fields = fields.clone();
-    fields.insert(USER_TYPE_FIELD.to_owned(), Value::Text(kind.to_string()));
-    fields
-}
-
 /// `2026-01-31T12:00:00.000000Z`; the last time that can be written for whatever is later.
 pub fn time(at_unix_us: u64) -> String {
     // The end of the year 9999, which the form ends with.
@@ -358,7 +351,8 @@ pub(crate) mod tests {
     fn an_event_of_every_user_type_keeps_its_own() {
         let kind: EventType = "user.backup".parse().unwrap();
         let fields: Fields = [("files".to_owned(), Value::Integer(3))].into();
-        let fields = fields_for_every_user_type(&kind, &fields);
+        let [_, (topic, fields)] = crate::events::emit::topics(&kind, &fields);
+        assert_eq!(topic_text(&topic), USER_ANY);
         let event = EventView::new(source(USER_ANY), 1, 0, fields);
         let written = there_and_back(&Delivery::Event(event));
         assert_eq!((written.kind.as_str(), written.data.len()), ("steadfast.user.backup", 1));

@@ -295,7 +295,8 @@ impl fmt::Display for FilterError {
         let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
         let letters: Vec<char> = self.text.chars().map(plain).collect();
         let place = self.text.char_indices().take_while(|(start, _)| *start < self.at).count();
-        let from = place.saturating_sub(SHOWN_CHARS);
+        // A text that is not much too long is shown whole.
+        let from = if letters.len() <= 2 * SHOWN_CHARS { 0 } else { place.saturating_sub(SHOWN_CHARS) };
         let shown: String = letters.iter().skip(from).take(2 * SHOWN_CHARS).collect();
         let (before, after) = (from > 0, letters.len() > from + 2 * SHOWN_CHARS);
         let (before, after) = (if before { "…" } else { "" }, if after { "…" } else { "" });

@@ -243,7 +243,8 @@ Generated from `crates/steadfast-cli/src/events/kinds`. What a type fixes is wha
 A filter compares fields: `type=disk.usage and node=alpha and percent>90`. There are `=`, `!=`, `<`, `<=`, `>`, `>=`, `~`
 (where `*` stands for any text and `?` for one character) and `in (a, b)`; `and`, `or`, `not` and parentheses; texts with
 spaces stand in `\"quotes\"`; a number may have a unit (`90%`, `10MiB`, `5s`) and is compared in the field's. `type`, `node`,
-`sequence` and `incarnation` are there for every event. A comparison with a field that an event lacks is false, `!=` too.
+`sequence` and `incarnation` are there for every event. A comparison with a field that an event lacks is false, `!=` too,
+and so is one with something that can't be compared, as a share with a time.
 
 As JSON an event is a CloudEvent 1.0: `type` is the type below after `steadfast.`, `data` holds the fields. Beside events a
 stream tells `steadfast.gap` (events `from` to `to` of the type in `of` were missed, and the `reason`),

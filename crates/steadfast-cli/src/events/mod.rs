@@ -5,6 +5,7 @@
 //! types; then [`filter`], [`cloud`] (the JSON), [`printing`] (a terminal) and [`sinks`] (programs, web hooks, NATS).
 
 pub mod cloud;
+pub mod emit;
 mod event;
 pub mod filter;
 pub mod kinds;

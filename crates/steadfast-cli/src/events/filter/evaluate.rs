@@ -1,7 +1,7 @@
 //! What a comparison means, for an event and for what is known of a source alone.
 //!
 //! It decides in three values: an event answers yes or no, a source may also leave it open. A comparison with what is
-//! missing is false, `!=` too; `not` turns that into true. It must never allocate for each event it turns away.
+//! missing, or with what counts something else, is false, `!=` too; `not` turns that into true. It must never allocate for each event it turns away.
 
 use std::cmp::Ordering;
 
@@ -103,8 +103,9 @@ fn decide<'a>(expression: &Expression, kind: &str, seen: &dyn Fn(&str) -> Seen<'
         Expression::Compare(comparison) => match seen(&comparison.name) {
             Seen::Unknown => Truth::Open,
             Seen::Missing => Truth::No,
-            value if compare(comparison, kind, value) => Truth::Yes,
-            _ => Truth::No,
+            value @ (Seen::Text(_) | Seen::Whole(_) | Seen::Real(_) | Seen::Flag(_)) => {
+                if compare(comparison, kind, value) { Truth::Yes } else { Truth::No }
+            }
         },
     }
 }
@@ -114,12 +115,24 @@ fn compare(comparison: &Comparison, kind: &str, value: Seen<'_>) -> bool {
     match &comparison.test {
         Test::In(literals) => literals.iter().any(|literal| equal(value, literal, unit)),
         Test::Is(Operator::Equal, literal) => equal(value, literal, unit),
-        Test::Is(Operator::Unequal, literal) => !equal(value, literal, unit),
+        Test::Is(Operator::Unequal, literal) => {
+            is_comparable(value, literal, unit) && !equal(value, literal, unit)
+        }
         Test::Is(Operator::Like, literal) => like(value, &literal.text),
         Test::Is(Operator::Below, literal) => order(value, literal, unit) == Some(Ordering::Less),
         Test::Is(Operator::Above, literal) => order(value, literal, unit) == Some(Ordering::Greater),
         Test::Is(Operator::AtMost, literal) => order(value, literal, unit).is_some_and(Ordering::is_le),
         Test::Is(Operator::AtLeast, literal) => order(value, literal, unit).is_some_and(Ordering::is_ge),
+    }
+}
+
+/// Whether equality says anything: a number is held against a number of the same sort, or the text it is shown as.
+fn is_comparable(value: Seen<'_>, literal: &Literal, unit: impl Fn() -> Unit) -> bool {
+    match (value, literal.meaning) {
+        (Seen::Text(_) | Seen::Flag(_), _) => true,
+        (Seen::Whole(_) | Seen::Real(_), Meaning::Amount(amount)) => factor(&amount, unit).is_some(),
+        (Seen::Whole(_) | Seen::Real(_), Meaning::Text) => literal.text.parse::<f64>().is_ok(),
+        (Seen::Whole(_) | Seen::Real(_), Meaning::Flag(_)) | (Seen::Missing | Seen::Unknown, _) => false,
     }
 }
 

@@ -83,6 +83,8 @@ fn what_comparisons_mean() {
         ("node!=alpha", false),
         ("sequence=7 and incarnation<4", true),
         ("pid!=5", false),
+        ("percent!=5s", false),
+        ("percent!=many", false),
         ("not pid=5", true),
         ("not (type=disk.usage or percent>90)", false),
         ("type=file.change or type~disk.* AND percent>90", true),
@@ -333,7 +335,12 @@ fn naive_is(value: &Value, unit: Unit, operator: Operator, literal: &Literal) ->
     };
     match (operator, value) {
         (Operator::Equal, _) => equal,
-        (Operator::Unequal, _) => !equal,
+        (Operator::Unequal, _) => {
+            !equal
+                && (as_number.is_none()
+                    || wanted.is_some()
+                    || literal.meaning == Meaning::Text && literal.text.parse::<f64>().is_ok())
+        }
         (Operator::Like, _) => naive_glob(&literal.text, &shown(value)),
         (Operator::Below, Value::Text(text)) => text < &literal.text,
         (Operator::AtMost, Value::Text(text)) => text <= &literal.text,
@@ -343,7 +350,8 @@ fn naive_is(value: &Value, unit: Unit, operator: Operator, literal: &Literal) ->
             Operator::Below => number < wanted,
             Operator::AtMost => number <= wanted,
             Operator::Above => number > wanted,
-            _ => number >= wanted,
+            Operator::AtLeast => number >= wanted,
+            Operator::Equal | Operator::Unequal | Operator::Like => false,
         }),
     }
 }

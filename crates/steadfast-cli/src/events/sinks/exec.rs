@@ -9,7 +9,6 @@ use std::io;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde_json::Value as Json;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{ChildStdin, Command};
 
@@ -42,7 +41,8 @@ impl Carrier for Exec {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).envs(environment(event)).stdin(Stdio::piped());
         // A group of its own, so that what the command starts ends with it when it takes too long.
-        let mut child = command.process_group(0).kill_on_drop(true).spawn().map_err(|error| self.unstarted(&error))?;
+        let mut child =
+            command.process_group(0).kill_on_drop(true).spawn().map_err(|error| self.unstarted(&error))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         let stdin = child.stdin.take();
         let (written, ended) = tokio::join!(write(stdin, &text), child.wait());
@@ -56,6 +56,7 @@ impl Carrier for Exec {
 }
 
 impl Exec {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the kinds of I/O errors are not ours and many")]
     fn unstarted(&self, error: &io::Error) -> Refusal {
         let reason = format!("{} can't be started: {error}", self.program.display());
         match error.kind() {
@@ -91,12 +92,11 @@ fn environment(event: &CloudEvent) -> Vec<(String, String)> {
     ];
     let attributes = attributes.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned()));
     let fields = event.data.iter().map(|(name, value)| {
-        let name: String =
-            name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_uppercase() } else { '_' }).collect();
-        let text = match value {
-            Json::String(text) => text.clone(),
-            other => other.to_string(),
-        };
+        let name: String = name
+            .chars()
+            .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_uppercase() } else { '_' })
+            .collect();
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         (format!("DATA_{name}"), text)
     });
     let all = attributes.chain(fields);
@@ -208,7 +208,8 @@ mod tests {
         let settings = Settings { attempt_time_max: Duration::from_secs(2), attempts_max: 1, ..quick() };
         let report = run(&line, &[numbered(1)], settings).await;
         assert_eq!(report.given_up, 1);
-        let sleeper: i32 = read(&folder.path().join("pid")).trim().parse().expect("the command came that far");
+        let sleeper: i32 =
+            read(&folder.path().join("pid")).trim().parse().expect("the command came that far");
         let started = std::time::Instant::now();
         let is_alive = || {
             // Nobody may have reaped it where this machine's first process does not.
