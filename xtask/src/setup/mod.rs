@@ -42,7 +42,8 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
 ];
 
 /// What the tests need beside that.
-const TESTING: [(&str, &str, &str); 1] = [("faketime", "faketime", "gives an agent of the tests a wrong clock")];
+const TESTING: [(&str, &str, &str); 1] =
+    [("faketime", "faketime", "gives an agent of the tests a wrong clock")];
 
 /// What fuzzing needs beside the nightly compiler.
 const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing engine")];

@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{device_types, group_types, link_types, types, view_types};
+use super::{device_types, group_types, link_types, page_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +209,25 @@ pub const OPERATIONS: &[Operation] = &[
         Answer::Upgrade,
     ),
     get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
+    post(
+        "/v1/tokens",
+        "Make a one-time token for the page; on the owner's socket only",
+        "TokenRequest",
+        Answer::One("PageToken"),
+    ),
+    get("/v1/page/session", "Who asks, and what he may do", Answer::One("Session")),
+    post(
+        "/v1/page/session",
+        "Exchange a token for a session, at the page's address",
+        "SessionRequest",
+        Answer::One("Session"),
+    ),
+    Operation { method: "delete", ..get("/v1/page/session", "Sign out", Answer::One("Done")) },
+    get(
+        "/v1/page/events",
+        "The picture of the cluster that the page shows, then what changes of it",
+        Answer::Events("PictureChange"),
+    ),
     get("/v1/openapi.json", "This document", Answer::One("Object")),
 ];
 
@@ -348,6 +367,9 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<view_types::ViewRecord>(add::<view_types::Member>(components));
     let components = add::<view_types::ChangedNode>(add::<view_types::SurvivesDomain>(components));
     let components = add::<link_types::Verdict>(add::<link_types::Evidence>(components));
+    let components = add::<page_types::TokenRequest>(add::<page_types::PageToken>(components));
+    let components = add::<page_types::SessionRequest>(add::<page_types::Session>(components));
+    let components = add::<page_types::PictureChange>(components);
     add::<types::Done>(components).build()
 }
 
