@@ -28,6 +28,8 @@ pub fn drift(lease: Duration, lag: Duration) -> Duration {
 pub struct Holder {
     /// Per grantor, when the newest heartbeat that it granted was sent, and the view it had installed then.
     grants: BTreeMap<NodeId, (Time, ViewId)>,
+    /// The longest lease so far.
+    reached: Option<Time>,
 }
 
 impl Holder {
@@ -44,7 +46,15 @@ impl Holder {
     ///
     /// A grant by a node that knows a newer view than `view` does not count: this node might have been removed
     /// and taken back since, and its rows have moved without it noticing yet.
-    pub fn deadline(&self, view: &View, lease: Duration) -> Option<Time> {
+    ///
+    /// What was reached under an earlier view holds to its end: who grants in the new one waits out every lease that
+    /// was granted before, as this node may learn of the view later than they do.
+    pub fn deadline(&mut self, view: &View, lease: Duration) -> Option<Time> {
+        self.reached = self.reached.max(self.granted_by_majority(view, lease));
+        self.reached
+    }
+
+    fn granted_by_majority(&self, view: &View, lease: Duration) -> Option<Time> {
         let mut sent: Vec<Time> = (view.grantors.iter())
             .filter_map(|grantor| self.grants.get(grantor))
             .filter(|(_, known)| *known <= view.id || is_planted(Flaw::ThawWithoutFreshLease))
@@ -56,7 +66,7 @@ impl Holder {
 
     /// Forgets every grant: the next lease is a fresh one.
     pub fn clear(&mut self) {
-        self.grants.clear();
+        *self = Holder::default();
     }
 }
 
@@ -132,6 +142,20 @@ mod tests {
         assert_eq!(holder.deadline(&view, LEASE), Some(at(1_300)));
         holder.granted(NodeId(1), at(100), view.id);
         assert_eq!(holder.deadline(&view, LEASE), Some(at(1_300)), "an old echo takes nothing back");
+    }
+
+    #[test]
+    fn a_new_grantor_that_has_granted_nothing_yet_shortens_no_lease() {
+        let mut holder = Holder::default();
+        let alone = View::founded(NodeId(1), Incarnation(1)).admit(NodeId(2), Incarnation(1), NodeId(1));
+        holder.granted(NodeId(1), at(300), alone.id);
+        assert_eq!(holder.deadline(&alone, LEASE), Some(at(1_300)));
+        let both = alone.add_grantor(NodeId(2), NodeId(1));
+        assert_eq!(holder.deadline(&both, LEASE), Some(at(1_300)));
+        holder.granted(NodeId(1), at(400), both.id);
+        assert_eq!(holder.deadline(&both, LEASE), Some(at(1_300)), "one of two lengthens nothing");
+        holder.clear();
+        assert_eq!(holder.deadline(&both, LEASE), None);
     }
 
     #[test]

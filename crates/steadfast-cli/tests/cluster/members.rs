@@ -245,10 +245,20 @@ fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
     let trial = with_spare(&[&SHORT[..], &[("probation", "lag = 40")]].concat());
     let spare = trial.bed.host(SPARE);
     // The catalog must reach the candidate while the copies don't.
-    let leader = trial.bed.status().unwrap().leader;
+    let leader = trial.some_host().status().unwrap().leader;
     let owner = trial.bed.hosts().iter().find(|host| Some(host.name()) != leader.as_deref()).unwrap();
     trial.start_counter(owner.number());
     let holder = holder_of(&trial);
+    start(spare);
+    wait_ready(&trial);
+    drop_incoming(spare, "meta l4proto tcp");
+    for _ in 0..60 {
+        owner.steadfast_text(&["invite"]).unwrap();
+    }
+    wait_eliminated(&trial, "catalog", None);
+    let_in(spare);
+    spare.kill_agent().unwrap();
+
     start(spare);
     wait_ready(&trial);
     for address in owner.addresses() {
@@ -260,17 +270,6 @@ fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
     assert_eq!(probation(&trial).unwrap().eliminated.unwrap().criterion, "duties");
     assert_eq!(views(&trial).len(), before.len(), "nothing was given up for it");
     trial.checkpoint();
-    let_in(spare);
-    spare.kill_agent().unwrap();
-
-    start(spare);
-    wait_ready(&trial);
-    drop_incoming(spare, "meta l4proto tcp");
-    for _ in 0..60 {
-        owner.steadfast_text(&["invite"]).unwrap();
-    }
-    wait_eliminated(&trial, "catalog", None);
-    let_in(spare);
 }
 
 /// Takes a checkpoint; gives a node that holds a copy of it.
