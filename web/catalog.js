@@ -1,7 +1,7 @@
 // The catalog: who keeps it, whether it answers, and what failures leave it answering.
 
 import { h } from "./dom.js";
-import { count, listed, sentence } from "./words.js";
+import { listed, sentence } from "./words.js";
 
 const ENGINES = { embedded: "the nodes themselves, by a majority of their voters", etcd: "an etcd beside the nodes" };
 
@@ -20,14 +20,14 @@ export function catalog(state) {
       h("dl", { class: "pairs" },
         pair("Majority", found.reachable ? "can be reached" : "can't be reached"),
         found.engine === "etcd" ? pair("Endpoints", (found.endpoints ?? []).map((one) => h("div", { key: one }, h("code", null, one)))) : pair("Leader", found.leader ?? h("span", { class: "quiet" }, "none known here")),
-        pair("View", standing.view === undefined ? "–" : `number ${standing.view}: ${listed(standing.members ?? [])}`),
+        pair("View", standing.view === undefined ? "–" : `number ${standing.view}: ${listed([...standing.members ?? []].sort())}`),
         pair("Lease", about.lease_ms === undefined ? "–" : `${about.lease_ms / 1000} s; ${about.node} ${standing.lease_live ? "has one" : "has none"}`))),
     survives ? h("section", { class: "card", "aria-labelledby": "loss-title" },
       h("h2", { id: "loss-title" }, "What may fail at once"),
       h("dl", { class: "figures" },
-        figure(survives.nodes, "node", "keeping majorities"), figure(survives.hosts, "host", "and every newest checkpoint"),
-        survives.widest_domains === undefined ? null : figure(survives.widest_domains, "domain", "of the widest")),
-      h("p", null, sentence(survives.sentence)),
+        figure("Nodes", survives.nodes, "whichever: majorities stay"), figure("Hosts", survives.hosts, "whichever: checkpoints stay too"),
+        survives.widest_domains === undefined ? null : figure("Failure domains", survives.widest_domains, "of the widest, whichever")),
+      h("p", null, `It survives ${survives.sentence}.`),
       survives.domains.length ? h("div", { class: "scroll" }, h("table", null,
         h("thead", null, h("tr", null, h("th", { scope: "col" }, "Failure domain"), h("th", { scope: "col" }, "Hosts"), h("th", { scope: "col" }, "Its loss"))),
         h("tbody", null, survives.domains.map((domain) => h("tr", { key: domain.domain.join("/") },
@@ -36,8 +36,8 @@ export function catalog(state) {
   ];
 }
 
-function figure(number, word, note) {
-  return h("div", { class: "figure", key: word }, h("dt", null, count(number, word).replace(/^\d+ /, "")), h("dd", null, String(number)), h("dd", { class: "quiet" }, note));
+function figure(name, number, note) {
+  return h("div", { class: "figure", key: name }, h("dt", null, name), h("dd", null, String(number)), h("dd", { class: "quiet" }, note));
 }
 
 function pair(name, value) {

@@ -15,15 +15,17 @@ export function problems(picture) {
   };
   if (picture.about.trouble) add("bad", sentence(picture.about.trouble), "catalog");
   const verdicts = picture.verdicts.list ?? [];
+  const names = [...Object.keys(picture.nodes), ...Object.keys(picture.containers)];
   for (const verdict of verdicts) {
-    const isGrave = GRAVE.includes(verdict.class) && !verdict.over;
+    // What is over stands here only while its nodes are not back.
+    const isGrave = GRAVE.includes(verdict.class);
     const view = verdict.network ? "links" : "nodes";
-    add(isGrave ? "bad" : "warn", sentence(verdict.sentence), view, verdict.nodes[0]);
+    add(isGrave ? "bad" : "warn", sentence(verdict.sentence, names), view, verdict.nodes[0]);
   }
   for (const warning of picture.standing.warnings ?? []) {
     const container = Object.keys(picture.containers).find((name) => warning.startsWith(`${name} `) || warning.includes(` ${name} `));
     const isGrave = GRAVE_WARNINGS.some((pattern) => pattern.test(warning));
-    add(isGrave ? "bad" : "warn", sentence(warning), container ? "containers" : "nodes", container);
+    add(isGrave ? "bad" : "warn", sentence(warning, names), container ? "containers" : "nodes", container);
   }
   for (const node of Object.values(picture.nodes)) {
     const isTold = verdicts.some((verdict) => verdict.nodes.includes(node.name));
@@ -45,9 +47,7 @@ export function problems(picture) {
 export function health(picture, found = problems(picture)) {
   const worst = found[0]?.level;
   if (!worst) return { tone: "good", title: "Everything is well" };
-  const grave = found.filter((one) => one.level === "bad").length;
-  if (grave) return { tone: "bad", title: `${count(grave, "thing is", "things are")} wrong` };
-  return { tone: "warn", title: `${count(found.length, "thing needs", "things need")} attention` };
+  return { tone: worst, title: `${count(found.length, "thing needs", "things need")} attention` };
 }
 
 /** Nodes in the order in which they are shown: members first, then by name. */

@@ -125,7 +125,9 @@ function row(from, nodes, network, peers, usual, focusable, isFew) {
 
 function inside(link) {
   if (!link) return "";
-  return SIGNS[link.state] ?? (link.round_trip_ms === undefined ? "" : String(link.round_trip_ms));
+  if (SIGNS[link.state]) return SIGNS[link.state];
+  if (link.round_trip_ms === undefined) return "";
+  return link.round_trip_ms.toFixed(link.round_trip_ms < 10 ? 2 : 0);
 }
 
 function key() {

@@ -44,12 +44,20 @@ function contentWidth() {
 }
 
 let isDrawing = false;
+let drawnView = null;
 function draw() {
   if (isDrawing) return;
   isDrawing = true;
   requestAnimationFrame(() => {
     isDrawing = false;
-    render(root, page(store.get()));
+    const state = store.get();
+    render(root, page(state));
+    const turned = `${state.view} ${state.known}`;
+    const isTurned = drawnView !== turned && root.querySelector(".rail");
+    if (!isTurned) return;
+    drawnView = turned;
+    // On a narrow screen the rail is a strip, and the current view may lie outside.
+    root.querySelector(".rail [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   });
 }
 
@@ -68,12 +76,12 @@ function header(state) {
   const { about } = state.picture;
   const told = state.known ? health(state.picture) : { tone: "idle", title: "" };
   return h("header", { class: "top", key: "top" },
-    h("a", { class: "brand", href: "#overview" }, h("img", { src: "icon.svg", alt: "", width: 24, height: 24 }), "Steadfast"),
+    h("a", { class: "brand", href: "#overview" }, h("img", { src: "icon.svg", alt: "", width: 24, height: 24 }), h("span", { class: "word" }, "Steadfast")),
     h("span", { class: "cluster" }, about.cluster ?? ""),
     state.known ? h("a", { class: `pill health ${told.tone}`, href: "#overview" }, told.title) : null,
     h("span", { class: "space" }),
     state.session ? [
-      h("span", { key: "live", class: `live ${state.live ? "on" : "off"}`, role: "status" }, h("span", { class: "lamp", "aria-hidden": "true" }), state.live ? "live" : "not connected"),
+      h("span", { key: "live", class: `live ${state.live ? "on" : "off"}`, role: "status" }, h("span", { class: "lamp", "aria-hidden": "true" }), h("span", null, state.live ? "live" : "not connected")),
       h("span", { key: "who", class: "quiet who" }, `${about.node ?? ""} · ${state.session.role}`),
       h("button", { key: "out", type: "button", class: "link", onclick: leave }, "Sign out"),
     ] : null);
@@ -83,8 +91,9 @@ function rail(state) {
   const found = state.known ? problems(state.picture) : [];
   return h("nav", { class: "rail", "aria-label": "Views", key: "rail" }, h("ul", null, VIEWS.map(([name, title]) => {
     const wrong = name === "overview" ? 0 : found.filter((one) => one.view === name).length;
+    const isGrave = found.some((one) => one.view === name && one.level === "bad");
     return h("li", { key: name }, h("a", { href: `#${name}`, "aria-current": state.view === name ? "page" : undefined }, title,
-      wrong ? h("span", { class: "badge" }, String(wrong), h("span", { class: "hidden" }, wrong === 1 ? " problem" : " problems")) : null));
+      wrong ? h("span", { class: `badge ${isGrave ? "bad" : ""}` }, String(wrong), h("span", { class: "hidden" }, wrong === 1 ? " problem" : " problems")) : null));
   })));
 }
 

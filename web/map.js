@@ -17,10 +17,14 @@ export function layout(count, width, height, margin) {
   const [across, down] = [width / 2 - margin.x, height / 2 - margin.y];
   // Two stand side by side; three begin at the top.
   const start = count === 2 ? Math.PI : -Math.PI / 2;
-  return Array.from({ length: count }, (_, index) => {
-    const angle = start + (2 * Math.PI * index) / count;
-    return { x: width / 2 + across * Math.cos(angle), y: height / 2 + down * Math.sin(angle) };
-  });
+  const angles = Array.from({ length: count }, (_, index) => start + (2 * Math.PI * index) / count);
+  const lowest = Math.max(...angles.map(Math.sin));
+  // An odd number leaves room at the bottom, which is used.
+  const stretch = count === 2 ? 0 : 2 / (1 + lowest);
+  return angles.map((angle) => ({
+    x: width / 2 + across * Math.cos(angle),
+    y: count === 2 ? height / 2 : margin.y + down * (Math.sin(angle) + 1) * stretch,
+  }));
 }
 
 /** What two nodes do to each other over their best network: the state, or undefined while nobody tells. */
@@ -42,11 +46,11 @@ export function worst(links, left, right) {
 /** The map; `chosen` is the container whose copies are shown. */
 export function nodeMap(picture, width, chosen) {
   const nodes = ordered(picture.nodes).filter((node) => node.state !== "left");
-  const isSmall = width < 560;
   const isMany = nodes.length >= MANY;
-  const size = { width: isSmall ? 340 : 720, height: isSmall ? 330 : 380 };
-  const box = isMany ? { width: 14, height: 14 } : { width: isSmall ? 96 : 132, height: isSmall ? 50 : 56 };
-  const margin = { x: box.width / 2 + 14, y: box.height / 2 + (isMany ? 20 : 22) };
+  const isFew = nodes.length <= 6;
+  const size = { width: Math.max(280, width), height: isMany ? 400 : nodes.length <= 3 ? 250 : isFew ? 310 : 380 };
+  const box = isMany ? { width: 14, height: 14 } : { width: size.width < 480 ? 96 : isFew ? 140 : 116, height: isFew ? 70 : 52 };
+  const margin = { x: box.width / 2 + (size.width < 480 ? 6 : 14), y: box.height / 2 + (isMany ? 20 : 10) };
   const places = layout(nodes.length, size.width, size.height, margin);
   const at = new Map(nodes.map((node, index) => [node.name, places[index]]));
   const container = chosen ? picture.containers[chosen] : undefined;
@@ -102,8 +106,9 @@ function shownNode(node, place, box, picture, container, isMany) {
     h("title", null, `${node.name}: ${stateWord(node)}`),
     h("rect", { class: "face", x: left, y: top, width: box.width, height: box.height, rx: 9 }),
     h("circle", { class: "lamp", cx: left + 15, cy: top + 18, r: 4.5 }),
-    h("text", { class: "name", x: left + 27, y: top + 22.5 }, shortened(node.name, box.width > 100 ? 12 : 8)),
-    chips(node, picture, left + 10, top + box.height - 14, box.width - 20));
+    h("text", { class: "name", x: left + 27, y: top + 22.5 }, shortened(node.name, box.width > 100 ? 13 : 8)),
+    box.height > 60 ? h("text", { class: "more", x: left + 12, y: top + 41 }, shortened(isOut(node) ? stateWord(node) : node.containers.join(", "), box.width > 100 ? 19 : 13)) : null,
+    chips(node, picture, left + 12, top + box.height - 16, box.width - 24));
 }
 
 /** A full square for each container that runs here, a hollow one for each whose copy lies here. */
@@ -120,7 +125,7 @@ function chips(node, picture, x, y, width) {
   return h("g", { key: "chips" },
     shown.map(([title, classes], index) => h("rect", { key: title, class: classes, x: x + index * 13, y, width: 8, height: 8, rx: 2 }, h("title", null, title))),
     isCrowded ? h("text", { key: "more", class: "more", x: x + shown.length * 13, y: y + 8 }, `+${marks.length - shown.length}`) : null,
-    marks.length === 0 ? h("text", { key: "state", class: "more", x, y: y + 7 }, stateWord(node)) : null);
+    marks.length === 0 ? h("text", { key: "state", class: "more", x, y: y + 8 }, isOut(node) ? "" : "nothing yet") : null);
 }
 
 function isOut(node) {

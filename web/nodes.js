@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { ordered } from "./judge.js";
 import { stateWord } from "./map.js";
-import { bytes, tone } from "./words.js";
+import { bytes, sentence, tone } from "./words.js";
 
 /** The whole view; `act(kind, name)` asks for an action. */
 export function nodes(state, act) {
@@ -22,14 +22,14 @@ function card(node, state, act) {
       h("span", { class: `pill ${tone(node.state)}` }, stateWord(node)),
       node.this ? h("span", { class: "pill idle", title: "the node that serves this page" }, "this node") : null,
       state.picture.catalog.leader === node.name ? h("span", { class: "pill idle" }, "leader") : null),
-    verdicts.map((verdict) => h("p", { key: verdict.class, class: "problem-text" }, verdict.sentence)),
+    verdicts.map((verdict) => h("p", { key: verdict.class, class: "problem-text" }, sentence(verdict.sentence, [node.name]))),
     h("dl", { class: "pairs" },
-      pair("Addresses", Object.entries(node.addresses).map(([network, address]) =>
+      pair("Addresses", networksFirst(node.addresses, state.picture.about.networks ?? []).map(([network, address]) =>
         h("div", { key: network }, h("span", { class: "quiet" }, `${network} `), h("code", null, address)))),
       node.domain.length ? pair("Failure domain", node.domain.join(" / ")) : null,
       pair("Runs", isEmpty ? h("span", { class: "quiet" }, "nothing") : node.containers.join(", ")),
       pair("Holds copies of", copies.length ? copies.join(", ") : h("span", { class: "quiet" }, "nothing")),
-      pair("Lends", `${bytes(node.memory_bytes)} of checkpoint memory`)),
+      pair("Lends", `${bytes(node.memory_bytes)} for checkpoints`)),
     node.probation ? probation(node.probation) : null,
     isMember ? h("div", { class: "actions" },
       node.state === "draining"
@@ -46,6 +46,12 @@ function probation(found) {
     h("ul", { class: "plain small" }, evidence.map((one) => h("li", { key: one.criterion },
       h("span", { class: `dot ${{ pass: "good", pending: "busy", fail: "bad" }[one.standing] ?? "idle"}`, "aria-hidden": "true" }),
       ` ${one.criterion}: ${one.measured}`))));
+}
+
+/** Addresses in the order of the networks. */
+function networksFirst(addresses, networks) {
+  const place = ([network]) => (networks.includes(network) ? networks.indexOf(network) : networks.length);
+  return Object.entries(addresses).sort((left, right) => place(left) - place(right));
 }
 
 function pair(name, value) {

@@ -16,7 +16,7 @@ export function overview(state, now) {
     h("div", { class: "columns" },
       h("section", { class: "card grow", "aria-labelledby": "map-title" },
         h("h2", { id: "map-title" }, "Where everything is"),
-        nodeMap(picture, state.width, null),
+        nodeMap(picture, mapWidth(state.width), null),
         legend()),
       h("div", { class: "stack" },
         h("section", { class: "card", "aria-labelledby": "views-title" },
@@ -33,10 +33,18 @@ function banner(picture, found) {
   return h("section", { class: `banner ${tone}`, "aria-labelledby": "health" },
     h("h2", { id: "health" }, h("span", { class: "lamp", "aria-hidden": "true" }), title),
     found.length === 0
-      ? h("p", null, sentence(picture.standing.survives?.sentence ?? ""))
+      ? h("p", null, summary(picture))
       : h("ul", null, found.slice(0, 8).map((one) =>
         h("li", { key: one.text, class: one.level }, h("a", { href: `#${one.view}` }, one.text)))),
     found.length > 8 ? h("p", { class: "quiet" }, `and ${found.length - 8} more`) : null);
+}
+
+/** What there is, while nothing is wrong. */
+function summary(picture) {
+  const members = (picture.standing.members ?? []).length;
+  const running = Object.values(picture.containers).filter((one) => one.state === "running").length;
+  const what = running === 0 ? "no container runs" : `${count(running, "container runs", "containers run")}, each with all its copies`;
+  return `${count(members, "member")}; ${what}.`;
 }
 
 function figures(picture) {
@@ -46,12 +54,13 @@ function figures(picture) {
   const running = containers.filter((one) => one.state === "running").length;
   const active = containers.filter((one) => one.state !== "stopped").length;
   const protectedOnes = containers.filter((one) => one.state !== "stopped" && one.copies >= one.copies_wanted).length;
+  const meant = nodes.filter((node) => ["member", "suspected", "draining", "removed"].includes(node.state)).length;
   const alive = nodes.filter((node) => ["member", "draining"].includes(node.state)).length;
   const survives = picture.standing.survives;
   const figure = (name, value, note, tone) => h("div", { class: `figure ${tone ?? ""}`, key: name },
     h("dt", null, name), h("dd", null, value), h("dd", { class: "quiet" }, note));
   return h("dl", { class: "figures" },
-    figure("Members", `${alive}/${members.length}`, `view ${picture.standing.view ?? "–"}`, alive < members.length ? "warn" : ""),
+    figure("Members", `${alive}/${meant}`, `view ${picture.standing.view ?? "–"}`, alive < meant ? "warn" : ""),
     figure("Containers", `${running}/${active}`, "running", running < active ? "warn" : ""),
     figure("Protected", `${protectedOnes}/${active}`, "have all their copies", protectedOnes < active ? "warn" : ""),
     figure("Survives", survives ? String(survives.nodes) : "–",
@@ -64,7 +73,7 @@ function survives(picture) {
   const found = picture.standing.survives;
   return h("section", { class: "card", "aria-labelledby": "survives-title" },
     h("h2", { id: "survives-title" }, "What it survives"),
-    h("p", null, found ? sentence(found.sentence) : "Not known here yet"),
+    h("p", null, found ? `${sentence(found.sentence)}.` : "Not known here yet."),
     found?.domains.length ? h("ul", { class: "plain" }, found.domains.map((domain) =>
       h("li", { key: domain.domain.join("/") },
         h("span", { class: `pill ${domain.survived ? "good" : "warn"}` }, domain.survived ? "survived" : "not survived"),
@@ -72,12 +81,14 @@ function survives(picture) {
         domain.why ? h("span", { class: "quiet" }, `: ${domain.why}`) : null))) : null);
 }
 
+/** The room for the map beside, or above, the other cards. */
+function mapWidth(width) {
+  return width > 640 ? Math.round((width - 16) * 0.608) - 38 : width - 30;
+}
+
 /** What the marks of the map mean. */
 export function legend() {
   return h("p", { class: "legend quiet" },
-    h("span", { class: "swatch runs good" }), "runs here ",
-    h("span", { class: "swatch copy" }), "copy of a checkpoint ",
-    h("span", { class: "swatch edge-good" }), "links well ",
-    h("span", { class: "swatch edge-warn" }), "on some networks only ",
-    h("span", { class: "swatch edge-bad" }), "cut");
+    [["runs", "runs here"], ["copy", "copy of a checkpoint"], ["edge-good", "links well"], ["edge-warn", "on some networks only"], ["edge-bad", "cut"]]
+      .map(([name, words]) => h("span", { key: name, class: "mark" }, h("span", { class: `swatch ${name}` }), words)));
 }

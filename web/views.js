@@ -25,16 +25,16 @@ function entry(view, before, now) {
       h("span", { class: "number" }, `View ${view.id}`),
       h("span", { class: `pill ${TONES[view.change] ?? "idle"}` }, WORDS[view.change] ?? view.change),
       h("time", { class: "quiet", datetime: new Date(view.proposed_unix_ms).toISOString() }, clock(view.proposed_unix_ms, now))),
-    h("p", null, sentence(view.reason)),
+    h("p", null, sentence(view.reason, namesIn(view))),
     h("p", { class: "members" },
-      view.members.map((member) => h("span", { key: member.node, class: `tag ${before && !had.has(member.node) ? "plus" : ""}` },
+      [...view.members].sort((left, right) => left.node.localeCompare(right.node, "en")).map((member) => h("span", { key: member.node, class: `tag ${before && !had.has(member.node) ? "plus" : ""}` },
         before && !had.has(member.node) ? "+ " : "", member.node,
         h("span", { class: "quiet", title: "incarnation: the number of its start" }, ` ${member.incarnation}`))),
       gone.map((name) => h("span", { key: `-${name}`, class: "tag minus" }, `− ${name}`))),
     h("p", { class: "quiet small" }, `proposed by ${view.proposer}`,
       classes.length ? `; ${classes.join(", ")}` : "",
       accusers.length ? `; accused by ${accusers.join(", ")}` : "",
-      `; leases by ${view.grantors.join(", ")}`));
+      `; leases by ${[...view.grantors].sort().join(", ")}`));
 }
 
 /** A view in one line, for the overview. */
@@ -42,6 +42,10 @@ export function viewLine(view, now) {
   return h("li", { key: view.id },
     h("span", { class: `dot ${TONES[view.change] ?? "idle"}`, "aria-hidden": "true" }),
     h("span", { class: "number" }, String(view.id)),
-    h("span", { class: "what" }, sentence(view.reason)),
+    h("span", { class: "what" }, sentence(view.reason, namesIn(view))),
     h("time", { class: "quiet", datetime: new Date(view.proposed_unix_ms).toISOString() }, clock(view.proposed_unix_ms, now)));
+}
+
+function namesIn(view) {
+  return [...view.members, ...view.nodes].map((one) => one.node);
 }

@@ -55,9 +55,10 @@ export function listed(names) {
   return `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
 }
 
-/** With a capital first letter. */
-export function sentence(text) {
-  return text ? text[0].toUpperCase() + text.slice(1) : "";
+/** With a capital first letter, unless it begins with one of these names, which are written as they are. */
+export function sentence(text, names = []) {
+  if (!text || names.includes(text.split(/[ :,]/)[0])) return text ?? "";
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 /** `good`, `busy`, `warn`, `bad` or `idle`: how a state of a node, a container or a link is coloured. */

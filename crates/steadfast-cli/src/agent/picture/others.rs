@@ -36,6 +36,8 @@ pub(super) struct Others {
     tasks: JoinSet<()>,
     followed: BTreeMap<String, AbortHandle>,
     told: Told,
+    /// This node's own, as they were when they last changed by enough to be told.
+    own: BTreeMap<(String, String), Link>,
 }
 
 /// What they told; clones are the same.
@@ -48,7 +50,7 @@ struct Told {
 impl Default for Others {
     fn default() -> Others {
         let told = Told { links: Arc::default(), changes: watch::Sender::new(0) };
-        Others { tasks: JoinSet::new(), followed: BTreeMap::new(), told }
+        Others { tasks: JoinSet::new(), followed: BTreeMap::new(), told, own: BTreeMap::new() }
     }
 }
 
@@ -77,7 +79,24 @@ impl Others {
         }
     }
 
-    /// The links by node.
+    /// Takes over this node's own links; figures of one that has not changed stay as they were told, as with the others'.
+    pub(super) fn own_links(&mut self, links: impl Iterator<Item = Link>) {
+        let mut before = std::mem::take(&mut self.own);
+        self.own = links
+            .map(|link| {
+                let key = (link.peer.clone(), link.network.clone());
+                let known = before.remove(&key).filter(|known| known.generation == link.generation);
+                (key, known.unwrap_or(link))
+            })
+            .collect();
+    }
+
+    /// This node's own links by peer and network.
+    pub(super) fn own(&self) -> &BTreeMap<(String, String), Link> {
+        &self.own
+    }
+
+    /// The links of the others by node.
     pub(super) fn links(&self) -> BTreeMap<String, Arc<Value>> {
         let told = self.told.lock();
         let followed = told.iter().filter(|(name, _)| self.followed.contains_key(*name));

@@ -102,13 +102,13 @@ fn containers(agent: &Agent) -> Items {
 }
 
 /// The links of every node that tells them, by node.
-fn links(agent: &Agent, others: &Others) -> Items {
+fn links(agent: &Agent, others: &mut Others) -> Items {
     let (names, networks) = (agent.rows.names(), agent.network_names());
     let words = Dictionary { names: &names, networks: &networks, boot_unix_ms: agent.board.boot_unix_ms() };
     let report = agent.board.links_since(&Interest::default(), None);
-    let own: Vec<Link> = report.changes.iter().filter_map(|change| words.link(change)).collect();
+    others.own_links(report.changes.iter().filter_map(|change| words.link(change)));
     let mut items = others.links();
-    items.insert(words.node(agent.id), Arc::new(shown_links(own.iter())));
+    items.insert(words.node(agent.id), Arc::new(shown_links(others.own().values())));
     items
 }
 
