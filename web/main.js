@@ -28,6 +28,7 @@ const store = createStore({
 const root = document.getElementById("page");
 const actions = createActions(store, document.getElementById("dialog"));
 const feed = createFeed(store);
+let stopFollowing = () => {};
 const act = Object.assign((kind, name) => actions.ask(kind, name), {
   may: (role) => may(store.get().session, role),
   has: (path) => Boolean(store.get().paths?.[path]),
@@ -144,7 +145,8 @@ async function begin() {
     return;
   }
   store.set({ session: found.session });
-  follow(store);
+  stopFollowing();
+  stopFollowing = follow(store);
   const document = await ask("GET", "/v1/openapi.json").catch(() => null);
   store.set({ paths: document?.paths ?? null });
 }

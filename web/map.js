@@ -49,7 +49,7 @@ export function nodeMap(picture, width, chosen) {
   const isMany = nodes.length >= MANY;
   const isFew = nodes.length <= 6;
   const size = { width: Math.max(280, width), height: isMany ? 400 : nodes.length <= 3 ? 250 : isFew ? 310 : 380 };
-  const box = isMany ? { width: 14, height: 14 } : { width: size.width < 480 ? 96 : isFew ? 140 : 116, height: isFew ? 70 : 52 };
+  const box = isMany ? { width: 14, height: 14 } : { width: size.width < 480 ? (isFew ? 108 : 92) : isFew ? 146 : 116, height: isFew ? 70 : 52 };
   const margin = { x: box.width / 2 + (size.width < 480 ? 6 : 14), y: box.height / 2 + (isMany ? 20 : 10) };
   const places = layout(nodes.length, size.width, size.height, margin);
   const at = new Map(nodes.map((node, index) => [node.name, places[index]]));
@@ -106,8 +106,8 @@ function shownNode(node, place, box, picture, container, isMany) {
     h("title", null, `${node.name}: ${stateWord(node)}`),
     h("rect", { class: "face", x: left, y: top, width: box.width, height: box.height, rx: 9 }),
     h("circle", { class: "lamp", cx: left + 15, cy: top + 18, r: 4.5 }),
-    h("text", { class: "name", x: left + 27, y: top + 22.5 }, shortened(node.name, box.width > 100 ? 13 : 8)),
-    box.height > 60 ? h("text", { class: "more", x: left + 12, y: top + 41 }, shortened(isOut(node) ? stateWord(node) : node.containers.join(", "), box.width > 100 ? 19 : 13)) : null,
+    h("text", { class: "name", x: left + 27, y: top + 22.5 }, shortened(node.name, letters(box.width - 36, 8.2))),
+    box.height > 60 ? h("text", { class: "more", x: left + 12, y: top + 41 }, shortened(isOut(node) ? stateWord(node) : node.containers.join(", "), letters(box.width - 22, 6.6))) : null,
     chips(node, picture, left + 12, top + box.height - 16, box.width - 24));
 }
 
@@ -137,6 +137,14 @@ export function stateWord(node) {
   return node.state === "probation" ? "in probation" : node.state;
 }
 
-function shortened(name, max) {
-  return name.length <= max ? name : `${name.slice(0, max - 1)}…`;
+/** How many letters of about this width there is room for. */
+function letters(room, width) {
+  return Math.floor(room / width);
+}
+
+/** A name that is too long without its middle: numbered names differ at their ends. */
+export function shortened(name, max) {
+  if (name.length <= max) return name;
+  const end = Math.floor((max - 1) / 2);
+  return `${name.slice(0, max - 1 - end)}…${name.slice(name.length - end)}`;
 }

@@ -54,21 +54,25 @@ export function taken(state, message, now) {
   return { picture, live: true, known: true, clockOffset: message.at_unix_ms - now };
 }
 
-/** Follows the picture until the session is over. */
+/** Follows the picture until the session is over, or what it gives back is called. */
 export function follow(store) {
   let failures = 0;
+  let isOver = false;
+  let source = null;
   const open = () => {
-    const source = new EventSource("/v1/page/events");
+    if (isOver) return;
+    source = new EventSource("/v1/page/events");
     source.onmessage = (event) => {
       failures = 0;
       store.set(taken(store.get(), JSON.parse(event.data), Date.now()));
     };
     source.onerror = async () => {
       store.set({ live: false });
-      if (source.readyState !== EventSource.CLOSED) return;
+      if (source.readyState !== EventSource.CLOSED || isOver) return;
       // The browser gives up by itself when it is refused: ask why.
       const found = await session();
       if (found.signedOut) {
+        isOver = true;
         store.set({ session: null, known: false, picture: EMPTY });
         return;
       }
@@ -77,6 +81,10 @@ export function follow(store) {
     };
   };
   open();
+  return () => {
+    isOver = true;
+    source?.close();
+  };
 }
 
 function isObject(value) {

@@ -256,7 +256,7 @@ pub fn document() -> String {
         paths = paths
             .path(operation.path, PathItemBuilder::new().operation(method, described(operation)).build());
     }
-    let about = "JSON over HTTP on the agent's Unix socket, owner only. Every refusal is an ErrorBody.";
+    let about = "JSON over HTTP on the agent's Unix socket, owner only; and at the page's address, where one is configured, with the cookie of a session and its role (401 without, 403 for more than it may). Every refusal is an ErrorBody.";
     let document = OpenApiBuilder::new()
         .info(
             InfoBuilder::new()

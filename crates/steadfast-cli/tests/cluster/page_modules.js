@@ -63,6 +63,8 @@ is("the worst of two directions, the best of the networks", [
 const places = map.layout(5, 700, 400, { x: 80, y: 40 });
 is("every node is inside the drawing", places.every(({ x, y }) => x >= 79 && x <= 621 && y >= 39 && y <= 361), true);
 
+is("long names lose their middle", ["alpha", "storage-node-017"].map((name) => map.shortened(name, 9)), ["alpha", "stor…-017"]);
+
 is("tokens", [session.tokenIn("#token=ab12"), session.tokenIn("#nodes"), session.tokenIn("#token=a&b")], ["ab12", null, null]);
 is("roles", [session.may({ role: "operate" }, "read"), session.may({ role: "read" }, "operate"), session.may(null, "read")], [true, false, false]);
 
