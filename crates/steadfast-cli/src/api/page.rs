@@ -383,6 +383,20 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_ends_with_its_session_and_other_answers_do_not() {
+        let endless = || Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, Infallible>>());
+        let stream = ([(header::CONTENT_TYPE, "text/event-stream")], endless()).into_response();
+        let ended = crate::commands::block_on(async {
+            axum::body::to_bytes(until(now_unix_ms() + 20, stream).into_body(), 1000).await
+        });
+        assert!(ended.unwrap().unwrap().is_empty());
+        let whole = until(0, ([(header::CONTENT_TYPE, "application/json")], "{}").into_response());
+        assert_eq!(whole.headers()[header::CACHE_CONTROL], "no-store");
+        let text = crate::commands::block_on(axum::body::to_bytes(whole.into_body(), 1000)).unwrap().unwrap();
+        assert_eq!(text, "{}");
+    }
+
+    #[test]
     fn loopback_hosts_are_told_from_names() {
         for host in ["127.0.0.1", "127.0.0.1:7480", "[::1]:7480", "localhost", "localhost:1", "127.8.9.1"] {
             assert!(is_loopback(host), "{host}");

@@ -3,8 +3,8 @@
 //! It has the few moves that the tests of the page need, in the protocol's own words. Browser and driver are processes of the
 //! host and end with it, and with this value. Nothing here knows the page.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -175,13 +175,11 @@ impl<'a> Browser<'a> {
             "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{DRIVER_PORT}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        let mut answer = Vec::new();
         let exchanged = stream
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| stream.write_all(format!("{head}{body}").as_bytes()))
-            .and_then(|()| stream.read_to_end(&mut answer));
-        exchanged.map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&answer);
+            .and_then(|()| answer_of(stream));
+        let text = exchanged.map_err(|error| error.to_string())?;
         let (head, body) =
             text.split_once("\r\n\r\n").ok_or_else(|| format!("an answer without a body: {text}"))?;
         let mut value: Value = serde_json::from_str(body).map_err(|error| format!("{error}: {text}"))?;
@@ -202,6 +200,22 @@ impl Drop for Browser<'_> {
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
+}
+
+/// Head and body of an answer; the driver says how long it is, and does not close the connection.
+fn answer_of(stream: TcpStream) -> io::Result<String> {
+    let mut reader = BufReader::new(stream);
+    let mut text = String::new();
+    while !text.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut text)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    let mut lengths = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let length = lengths.next().and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0);
+    reader.take(length).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The bytes of a text in base64.

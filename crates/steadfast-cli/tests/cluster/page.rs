@@ -217,6 +217,8 @@ fn without_tls_the_page_answers_to_no_other_name_and_no_other_site() {
 fn beyond_the_loopback_the_page_has_tls_with_the_certificate_that_the_command_names() {
     let trial = Trial::with(builder());
     let alpha = trial.bed.host(0);
+    let refused = alpha.steadfast_text(&["page"]).unwrap_err().to_string();
+    assert!(refused.contains("[page]") && refused.contains("SF-0001"), "{refused}");
     let address = alpha.addresses()[0].ip();
     let text = std::fs::read_to_string(alpha.config()).unwrap();
     std::fs::write(alpha.config(), format!("{text}\n[page]\nlisten = \"{address}:7480\"\n")).unwrap();
