@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { whereabouts } from "./judge.js";
 import { nodeMap } from "./map.js";
-import { legend } from "./overview.js";
+import { legend, mapWidth } from "./overview.js";
 import { ago, bytes, milliseconds, sentence, tone } from "./words.js";
 
 /** The whole view; `act(kind, name)` asks for an action, `choose(name)` shows a container's copies. */
@@ -18,7 +18,7 @@ export function containers(state, now, act, choose) {
     h("ul", { class: "stack grow" }, all.map((one) => card(one, state, now, act, choose, one.name === chosen))),
     h("section", { class: "card sticky", "aria-labelledby": "copies-title" },
       h("h2", { id: "copies-title" }, `Copies of ${chosen}`),
-      nodeMap(state.picture, state.width > 640 ? Math.round((state.width - 16) * 0.392) - 38 : state.width - 30, chosen),
+      nodeMap(state.picture, mapWidth(state.room, 0.392), chosen),
       h("p", { class: "quiet" }, sentence(whereabouts(state.picture.containers[chosen], state.picture.nodes))),
       legend()))];
 }

@@ -23,7 +23,7 @@ const VIEWS = [
 
 const store = createStore({
   session: undefined, gateProblem: "", picture: EMPTY, live: false, known: false, clockOffset: 0, paths: null, messages: [],
-  view: viewIn(location.hash), width: contentWidth(), cell: null, network: null, container: null, feed: FEED,
+  view: viewIn(location.hash), room: roomNow(), cell: null, network: null, container: null, feed: FEED,
 });
 const root = document.getElementById("page");
 const actions = createActions(store, document.getElementById("dialog"));
@@ -39,9 +39,12 @@ function viewIn(hash) {
   return VIEWS.some(([known]) => known === name) ? name : "overview";
 }
 
-/** The room for a drawing beside the rail. */
-function contentWidth() {
-  return Math.min(document.documentElement.clientWidth, 1240) - (document.documentElement.clientWidth > 860 ? 230 : 32);
+/** The room of a view in pixels, and whether cards stand side by side; as in `style.css`. */
+function roomNow() {
+  const isWide = !matchMedia("(max-width: 860px)").matches;
+  const isPhone = matchMedia("(max-width: 520px)").matches;
+  const width = Math.min(document.documentElement.clientWidth, 1240) - (isWide ? 222 : 32);
+  return { width, isWide, inset: isPhone ? 30 : 38 };
 }
 
 let isDrawing = false;
@@ -171,7 +174,7 @@ window.addEventListener("hashchange", () => {
   if (token) start(token);
   else turn();
 });
-window.addEventListener("resize", () => store.set({ width: contentWidth() }));
+window.addEventListener("resize", () => store.set({ room: roomNow() }));
 // Ages go on by themselves; nothing is asked for.
 setInterval(() => { if (!document.hidden) draw(); }, 1000);
 

@@ -16,7 +16,7 @@ export function overview(state, now) {
     h("div", { class: "columns" },
       h("section", { class: "card grow", "aria-labelledby": "map-title" },
         h("h2", { id: "map-title" }, "Where everything is"),
-        nodeMap(picture, mapWidth(state.width), null),
+        nodeMap(picture, mapWidth(state.room, 0.608), null),
         legend()),
       h("div", { class: "stack" },
         h("section", { class: "card", "aria-labelledby": "views-title" },
@@ -81,9 +81,9 @@ function survives(picture) {
         domain.why ? h("span", { class: "quiet" }, `: ${domain.why}`) : null))) : null);
 }
 
-/** The room for the map beside, or above, the other cards. */
-function mapWidth(width) {
-  return width > 640 ? Math.round((width - 16) * 0.608) - 38 : width - 30;
+/** The width of a map in a card that has this share of the room where cards stand side by side, and all of it elsewhere. */
+export function mapWidth(room, share) {
+  return Math.round(room.isWide ? (room.width - 16) * share : room.width) - room.inset;
 }
 
 /** What the marks of the map mean. */

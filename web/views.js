@@ -18,8 +18,6 @@ function entry(view, before, now) {
   const had = new Set((before?.members ?? []).map((member) => member.node));
   const has = new Set(view.members.map((member) => member.node));
   const gone = before ? [...had].filter((name) => !has.has(name)) : [];
-  const classes = view.nodes.filter((node) => node.class).map((node) => `${node.node}: ${node.class}`);
-  const accusers = [...new Set(view.nodes.flatMap((node) => node.accusers))];
   return h("li", { key: view.id, class: `card ${TONES[view.change] ?? "idle"}` },
     h("div", { class: "timeline-head" },
       h("span", { class: "number" }, `View ${view.id}`),
@@ -31,10 +29,7 @@ function entry(view, before, now) {
         before && !had.has(member.node) ? "+ " : "", member.node,
         h("span", { class: "quiet", title: "incarnation: the number of its start" }, ` ${member.incarnation}`))),
       gone.map((name) => h("span", { key: `-${name}`, class: "tag minus" }, `− ${name}`))),
-    h("p", { class: "quiet small" }, `proposed by ${view.proposer}`,
-      classes.length ? `; ${classes.join(", ")}` : "",
-      accusers.length ? `; accused by ${accusers.join(", ")}` : "",
-      `; leases by ${[...view.grantors].sort().join(", ")}`));
+    h("p", { class: "quiet small" }, `proposed by ${view.proposer}; leases by ${[...view.grantors].sort().join(", ")}`));
 }
 
 /** A view in one line, for the overview. */
