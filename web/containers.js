@@ -1,7 +1,7 @@
 // The containers: where each runs, how well it is protected, its copies on the node map, and what can be done to it.
 
 import { h } from "./dom.js";
-import { whereabouts } from "./judge.js";
+import { holders, isProtected, whereabouts } from "./judge.js";
 import { nodeMap } from "./map.js";
 import { legend, mapWidth } from "./overview.js";
 import { ago, bytes, milliseconds, sentence, tone } from "./words.js";
@@ -25,12 +25,12 @@ export function containers(state, now, act, choose) {
 
 function card(one, state, now, act, choose, isChosen) {
   const isActive = ["running", "starting", "recovering", "stopping"].includes(one.state);
-  const isSafe = one.copies >= one.copies_wanted;
+  const { nodes } = state.picture;
   return h("li", { key: one.name, class: `card container-card ${isChosen ? "chosen" : ""}`, "data-container": one.name },
     h("div", { class: "card-head" },
       h("h2", null, h("button", { type: "button", class: "link", "aria-pressed": String(isChosen), onclick: () => choose(one.name) }, one.name)),
       h("span", { class: `pill ${tone(one.state)}` }, one.state),
-      isActive ? h("span", { class: `pill ${isSafe ? "good" : "warn"}` }, `${one.copies} of ${one.copies_wanted} copies`) : null,
+      isActive ? h("span", { class: `pill ${isProtected(one, nodes) ? "good" : "warn"}` }, `${holders(one, nodes).length} of ${one.copies_wanted} copies`) : null,
       h("span", { class: "quiet place" }, `on ${one.node}${one.owner_in_view ? "" : ", which is gone"}`)),
     one.reason ? h("p", { class: ["failed", "lost"].includes(one.state) ? "problem-text" : "quiet" }, sentence(one.reason)) : null,
     h("dl", { class: "pairs" },
@@ -38,7 +38,8 @@ function card(one, state, now, act, choose, isChosen) {
         ? [`number ${one.latest.number}, ${ago(one.latest.taken_unix_ms, now)}, ${bytes(one.latest.bytes)}, held still for ${milliseconds(one.latest.frozen_ms)}`]
         : h("span", { class: "quiet" }, "none yet: what it does would be lost with its node")),
       pair("Copies on", one.latest?.copies.length ? one.latest.copies.map((copy) => {
-        const isThere = ["member", "suspected", "draining"].includes(state.picture.nodes[copy.node]?.state);
+        if (copy.node === one.node) return h("span", { key: copy.node, class: "tag quiet" }, `${copy.node}, which it is on itself`);
+        const isThere = ["member", "suspected", "draining"].includes(nodes[copy.node]?.state);
         return h("span", { key: copy.node, class: `tag ${isThere ? "" : "minus"}`, title: isThere ? "" : "this node is not there" }, copy.node);
       }) : h("span", { class: "quiet" }, "no other node")),
       pair("Taken", one.spec.every === "never" ? "on demand only" : `every ${one.spec.every}`),

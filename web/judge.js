@@ -56,10 +56,15 @@ export function ordered(nodes) {
   return Object.values(nodes).sort((left, right) => isOut(left) - isOut(right) || left.name.localeCompare(right.name, "en"));
 }
 
-/** Who has copies of a container's newest checkpoint and is there: names. */
+/** Who else has copies of a container's newest checkpoint and is there: names. What lies on its own node is lost with it. */
 export function holders(container, nodes) {
   const isThere = (name) => ["member", "suspected", "draining"].includes(nodes[name]?.state);
-  return (container.latest?.copies ?? []).map((copy) => copy.node).filter(isThere);
+  return (container.latest?.copies ?? []).map((copy) => copy.node).filter((name) => isThere(name) && name !== container.node).sort();
+}
+
+/** Whether as many nodes have copies as are wanted. */
+export function isProtected(container, nodes) {
+  return holders(container, nodes).length >= container.copies_wanted;
 }
 
 /** Where a container and its copies are, in one sentence. */

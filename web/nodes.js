@@ -1,7 +1,7 @@
 // The nodes: what each is, where it is, what it carries, and how candidates stand.
 
 import { h } from "./dom.js";
-import { ordered } from "./judge.js";
+import { holders, ordered } from "./judge.js";
 import { stateWord } from "./map.js";
 import { bytes, sentence, tone } from "./words.js";
 
@@ -13,7 +13,7 @@ export function nodes(state, act) {
 function card(node, state, act) {
   const verdicts = (state.picture.verdicts.list ?? []).filter((verdict) => verdict.nodes.includes(node.name));
   const copies = Object.values(state.picture.containers)
-    .filter((container) => container.latest?.copies.some((copy) => copy.node === node.name)).map((container) => container.name);
+    .filter((container) => holders(container, state.picture.nodes).includes(node.name)).map((container) => container.name).sort();
   const isMember = ["member", "suspected", "draining"].includes(node.state);
   const isEmpty = node.containers.length === 0;
   return h("li", { key: node.name, class: `card node-card ${isMember ? "" : "out"}`, "data-node": node.name, "data-state": node.state },

@@ -1,7 +1,7 @@
 // The first view: what is wrong, what the cluster survives, and where everything is.
 
 import { h } from "./dom.js";
-import { health, problems } from "./judge.js";
+import { health, isProtected, problems } from "./judge.js";
 import { nodeMap } from "./map.js";
 import { viewLine } from "./views.js";
 import { count, sentence } from "./words.js";
@@ -53,7 +53,7 @@ function figures(picture) {
   const containers = Object.values(picture.containers);
   const running = containers.filter((one) => one.state === "running").length;
   const active = containers.filter((one) => one.state !== "stopped").length;
-  const protectedOnes = containers.filter((one) => one.state !== "stopped" && one.copies >= one.copies_wanted).length;
+  const protectedOnes = containers.filter((one) => one.state !== "stopped" && isProtected(one, picture.nodes)).length;
   const meant = nodes.filter((node) => ["member", "suspected", "draining", "removed"].includes(node.state)).length;
   const alive = nodes.filter((node) => ["member", "draining"].includes(node.state)).length;
   const survives = picture.standing.survives;

@@ -46,6 +46,7 @@ const found = judge.problems(failing);
 is("the worst comes first", found.map((one) => [one.level, one.view]), [["bad", "nodes"], ["bad", "containers"], ["warn", "links"], ["warn", "containers"]]);
 is("in one sentence", judge.health(failing), { tone: "bad", title: "4 things need attention" });
 is("copies on nodes that are gone do not count", judge.holders(failing.containers.x, failing.nodes), ["a"]);
+is("nor do those on its own node", judge.holders({ ...failing.containers.x, node: "a" }, failing.nodes), []);
 
 is("arrow keys step over the diagonal", [[0, 1, "ArrowRight"], [0, 1, "ArrowDown"], [1, 0, "ArrowRight"], [0, 1, "ArrowLeft"], [0, 2, "ArrowRight"], [2, 1, "Home"], [2, 0, "End"], [0, 1, "x"]]
   .map(([row, column, key]) => links.moved(row, column, key, 3)), [[0, 2], [2, 1], [1, 2], null, null, [2, 0], [2, 1], null]);
