@@ -27,6 +27,12 @@ export function problems(picture) {
     const isGrave = GRAVE_WARNINGS.some((pattern) => pattern.test(warning));
     add(isGrave ? "bad" : "warn", sentence(warning, names), container ? "containers" : "nodes", container);
   }
+  for (const container of Object.values(picture.containers)) {
+    const isTold = found.some((one) => one.name === container.name);
+    if (isTold || container.state !== "running" || !container.latest || isProtected(container, picture.nodes)) continue;
+    const there = holders(container, picture.nodes).length;
+    add("warn", `${container.name} has ${there} of ${container.copies_wanted} copies on other nodes`, "containers", container.name);
+  }
   for (const node of Object.values(picture.nodes)) {
     const isTold = verdicts.some((verdict) => verdict.nodes.includes(node.name));
     if (isTold) continue;

@@ -48,6 +48,9 @@ is("in one sentence", judge.health(failing), { tone: "bad", title: "4 things nee
 is("copies on nodes that are gone do not count", judge.holders(failing.containers.x, failing.nodes), ["a"]);
 is("nor do those on its own node", judge.holders({ ...failing.containers.x, node: "a" }, failing.nodes), []);
 
+const bare = { name: "y", node: "a", state: "running", copies_wanted: 2, latest: { copies: [{ node: "b" }, { node: "a" }] } };
+is("a copy that is missing is told", judge.problems({ ...well, containers: { y: bare } }).map((one) => one.text), ["y has 1 of 2 copies on other nodes"]);
+
 is("arrow keys step over the diagonal", [[0, 1, "ArrowRight"], [0, 1, "ArrowDown"], [1, 0, "ArrowRight"], [0, 1, "ArrowLeft"], [0, 2, "ArrowRight"], [2, 1, "Home"], [2, 0, "End"], [0, 1, "x"]]
   .map(([row, column, key]) => links.moved(row, column, key, 3)), [[0, 2], [2, 1], [1, 2], null, null, [2, 0], [2, 1], null]);
 is("of two nodes there are two cells", [links.moved(0, 1, "ArrowDown", 2), links.moved(0, 1, "ArrowLeft", 2)], [null, null]);
