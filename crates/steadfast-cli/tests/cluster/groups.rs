@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,8 +19,6 @@ use steadfast_proto::ids::NodeId;
 
 use super::support::{Trial, builder};
 
-/// The program under test.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_mirrored_kv");
 const HOSTS: usize = 5;
 const REPLACEMENTS: usize = 20;
 /// Where members listen to one another; people's port is the next one.
@@ -27,6 +26,14 @@ const PORT: u16 = 7500;
 
 /// How much time a writer leaves between two writes.
 const WRITE_EVERY: Duration = Duration::from_millis(1);
+
+/// The program under test, where Cargo puts an example of the workspace.
+fn example() -> PathBuf {
+    let steadfast = Path::new(env!("CARGO_BIN_EXE_steadfast"));
+    let program = steadfast.with_file_name("examples").join("mirrored_kv");
+    assert!(program.exists(), "build it first: cargo build -p steadfast --example mirrored_kv");
+    program
+}
 
 struct Process(Child);
 
@@ -62,7 +69,7 @@ impl<'a> Members<'a> {
         let book: Vec<String> =
             book.map(|(id, host)| format!("{id}={}:{PORT}", host.addresses()[0].ip())).collect();
         let log = self.trial.bed.base().join(format!("kv-{}-{life}.log", there.name()));
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(example());
         command.args(["member", &self.ids[host], &life.to_string(), &book.join(","), role, "--agent"]);
         command
             .arg(there.socket())

@@ -242,7 +242,7 @@ fn what_a_candidate_is_eliminates_for_exactly_that_reason() {
 
 #[test]
 fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
-    let trial = with_spare(&[&SHORT[..], &[("probation", "lag = 40")]].concat());
+    let trial = with_spare(&[&SHORT[..], &[("probation", "lag = 20")]].concat());
     let spare = trial.bed.host(SPARE);
     // The catalog must reach the candidate while the copies don't.
     let leader = trial.some_host().status().unwrap().leader;
@@ -252,8 +252,8 @@ fn what_a_candidate_can_not_take_over_eliminates_for_exactly_that_reason() {
     start(spare);
     wait_ready(&trial);
     drop_incoming(spare, "meta l4proto tcp");
-    for _ in 0..60 {
-        owner.steadfast_text(&["invite"]).unwrap();
+    for _ in 0..25 {
+        trial.checkpoint();
     }
     wait_eliminated(&trial, "catalog", None);
     let_in(spare);
