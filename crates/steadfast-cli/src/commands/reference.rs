@@ -140,6 +140,7 @@ mod tests {
             "nodes",
             "links",
             "views",
+            "page",
             "replace",
             "leave",
             "drain",
