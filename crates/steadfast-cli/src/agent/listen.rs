@@ -1,26 +1,39 @@
-//! Where the API is heard: the owner-only Unix socket, and connections of other nodes.
+//! Where the API is heard: the owner-only Unix socket, connections of other nodes, and the page's address.
 //!
 //! The socket's file is made with mode 0600 from the beginning, and replaced only when nobody answers behind it.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
 use axum::routing::post;
-use hyper_util::rt::TokioIo;
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use steadfast::net::browser::BrowserTls;
 use steadfast::net::rpc::{Accepted, BoxFuture};
-use steadfast::net::tls::Protocol;
-use tokio::net::UnixListener;
+use steadfast::net::tls::{Credentials, Protocol};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::Agent;
 use super::join::JoinRequest;
+use crate::api::page::{Door, page_router};
+use crate::api::roles::Caller;
 use crate::codes::Code;
 use crate::failure::{Failure, disk};
 
-/// A served socket; its file is removed when this is dropped.
+/// Connections at the page's address at once.
+const PAGE_CONNECTIONS_MAX: usize = 256;
+/// How long whoever connects may take to ask.
+const ASK_MAX: Duration = Duration::from_secs(20);
+/// How long to wait when nothing can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A served socket; nothing is accepted any more when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Served {
     task: JoinHandle<()>,
@@ -61,7 +74,7 @@ pub(crate) fn api(path: &Path, router: Router) -> Result<Served, Failure> {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the API's socket can't accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -69,11 +82,68 @@ pub(crate) fn api(path: &Path, router: Router) -> Result<Served, Failure> {
     Ok(Served { task })
 }
 
+/// Where the page is, and what it shows of itself: beyond the loopback it has TLS.
+pub(crate) fn door(listen: SocketAddr, credentials: &Credentials) -> Door {
+    let is_inside = listen.ip().is_loopback();
+    Door { listen, certificate: (!is_inside).then(|| credentials.certificate_fingerprint()) }
+}
+
+/// Serves the page, where the configuration wants one.
+pub(crate) async fn page(agent: &Arc<Agent>, credentials: &Credentials) -> Result<Option<Served>, Failure> {
+    let Some(door) = &agent.door else { return Ok(None) };
+    let failed = |error: String| {
+        let message =
+            format!("the page can't listen at {}: {error}; correct `listen` under [page]", door.listen);
+        Failure::new(Code::NetworkFailed, message)
+    };
+    let listener = TcpListener::bind(door.listen).await.map_err(|error| failed(error.to_string()))?;
+    let tls = door.certificate.map(|_| BrowserTls::new(credentials)).transpose();
+    let tls = tls.map_err(|error| failed(error.to_string()))?;
+    let router = page_router(Arc::clone(agent), door.clone());
+    tracing::info!(listen = %door.listen, "the page is served; `steadfast page` opens it");
+    Ok(Some(Served { task: tokio::spawn(accept_browsers(listener, tls, router)) }))
+}
+
+async fn accept_browsers(listener: TcpListener, tls: Option<BrowserTls>, router: Router) {
+    let places = Arc::new(Semaphore::new(PAGE_CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "the page's address can't accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (tls, router) = (tls.clone(), router.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            serve_browser(stream, tls, router).await;
+        });
+    }
+}
+
+async fn serve_browser(stream: TcpStream, tls: Option<BrowserTls>, router: Router) {
+    // Small events leave at once; a socket that refuses this only has them a little later.
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => serve(stream, router).await,
+        Some(tls) => {
+            if let Some(stream) = tls.accept(stream).await {
+                serve(stream, router).await;
+            }
+        }
+    }
+}
+
 /// Serves a connection that another node, or a joiner, opened.
 pub(crate) fn stream(agent: Arc<Agent>, accepted: Accepted) -> BoxFuture<()> {
     Box::pin(async move {
         let router = match accepted.protocol {
-            Protocol::Api => crate::api::server::router(agent),
+            Protocol::Api => {
+                crate::api::server::router(agent).layer(Extension(Caller::Member(accepted.peer)))
+            }
             Protocol::Join => join_router(agent),
             Protocol::Rpc | Protocol::Watch => return,
         };
@@ -94,8 +164,10 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let service = TowerToHyperService::new(router);
-    let connection =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ASK_MAX)
+        .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.with_upgrades().await {
         tracing::debug!(%error, "an API connection broke off");
     }

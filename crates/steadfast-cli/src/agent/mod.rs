@@ -6,6 +6,7 @@
 
 mod duties;
 mod own_row;
+mod picture;
 mod addresses;
 pub(crate) mod admit;
 mod catalog;
@@ -33,6 +34,7 @@ pub mod reidentify;
 mod report;
 pub mod rescue;
 mod rows;
+mod sessions;
 mod state;
 mod survival;
 #[cfg(test)]
@@ -73,6 +75,8 @@ use self::rows::Rows;
 use self::state::State;
 pub(crate) use self::verdicts::Held;
 pub(crate) use self::views::Wanted as WantedViews;
+use crate::api::page::Door;
+use crate::api::roles::Caller;
 use crate::codes::Code;
 use crate::config::{Config, Mode};
 use crate::failure::Failure;
@@ -103,6 +107,10 @@ pub struct Agent {
     cluster: String,
     /// Keep what happens for those who ask later.
     _journal: Vec<steadfast::events::hub::Subscription>,
+    /// Where the page is; absent where none is served.
+    pub(crate) door: Option<Door>,
+    pub(crate) sessions: sessions::Sessions,
+    pub(crate) pictures: picture::Pictures,
 }
 
 impl std::fmt::Debug for Agent {
@@ -137,7 +145,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     };
     let started = start(&config, identity).await?;
     let agent = Arc::clone(&started.agent);
-    let _api = listen::api(&config.socket, crate::api::server::router(Arc::clone(&agent)))?;
+    let router = crate::api::server::router(Arc::clone(&agent)).layer(axum::Extension(Caller::Owner));
+    let _api = listen::api(&config.socket, router)?;
+    let _page = listen::page(&agent, &started.credentials).await?;
     ready("running");
     tracing::info!(node = %agent.id, socket = %config.socket.display(), "the agent runs");
     let outcome = tokio::select! {
@@ -195,6 +205,7 @@ fn say_why(why: &Mutex<Option<String>>, token: &steadfast::token::Token, failure
 
 struct Started {
     agent: Arc<Agent>,
+    credentials: Credentials,
     _listeners: Vec<Listener>,
 }
 
@@ -349,10 +360,13 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         _journal: events::journal(&hub),
         events: hub,
         cluster: opened.membership.cluster_name.clone(),
+        door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
+        sessions: sessions::Sessions::default(),
+        pictures: picture::Pictures::default(),
     });
     offer(&agent, &opened.services);
     follow(&agent, &opened.state, opened.transport, opened.own);
-    Ok(Started { agent, _listeners: opened.listeners })
+    Ok(Started { agent, credentials: opened.credentials, _listeners: opened.listeners })
 }
 
 /// Ends here if somebody lives under this node's identity elsewhere. A folder that woke in another place than it was made

@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{device_types, event_types, group_types, link_types, types, view_types};
+use super::{device_types, event_types, group_types, link_types, page_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -217,6 +217,25 @@ pub const OPERATIONS: &[Operation] = &[
         Answer::Upgrade,
     ),
     get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
+    post(
+        "/v1/tokens",
+        "Make a one-time token for the page; on the owner's socket only",
+        "TokenRequest",
+        Answer::One("PageToken"),
+    ),
+    get("/v1/page/session", "Who asks, and what he may do", Answer::One("Session")),
+    post(
+        "/v1/page/session",
+        "Exchange a token for a session, at the page's address",
+        "SessionRequest",
+        Answer::One("Session"),
+    ),
+    Operation { method: "delete", ..get("/v1/page/session", "Sign out", Answer::One("Done")) },
+    get(
+        "/v1/page/events",
+        "The picture of the cluster that the page shows, then what changes of it",
+        Answer::Events("PictureChange"),
+    ),
     get("/v1/openapi.json", "This document", Answer::One("Object")),
     get("/metrics", "What this node measures, for Prometheus", Answer::Metrics),
 ];
@@ -246,7 +265,7 @@ pub fn document() -> String {
         paths = paths
             .path(operation.path, PathItemBuilder::new().operation(method, described(operation)).build());
     }
-    let about = "JSON over HTTP on the agent's Unix socket, owner only. Every refusal is an ErrorBody.";
+    let about = "JSON over HTTP on the agent's Unix socket, owner only; and at the page's address, where one is configured, with the cookie of a session and its role (401 without, 403 for more than it may). Every refusal is an ErrorBody.";
     let document = OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -364,6 +383,9 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<view_types::ViewRecord>(add::<view_types::Member>(components));
     let components = add::<view_types::ChangedNode>(add::<view_types::SurvivesDomain>(components));
     let components = add::<link_types::Verdict>(add::<link_types::Evidence>(components));
+    let components = add::<page_types::TokenRequest>(add::<page_types::PageToken>(components));
+    let components = add::<page_types::SessionRequest>(add::<page_types::Session>(components));
+    let components = add::<page_types::PictureChange>(components);
     add::<types::Done>(components).build()
 }
 

@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{devices, events as event_paths, groups, links, metrics, proxy, views};
+use super::{devices, events as event_paths, groups, links, metrics, page, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -71,6 +71,9 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/containers/{name}/logs", get(logs))
         .route("/v1/containers/{name}/exec", post(exec))
         .route("/v1/checkpoints", get(checkpoints))
+        .route("/v1/tokens", post(page::make_token))
+        .route("/v1/page/session", get(page::session).post(page::sign_in).delete(page::sign_out))
+        .route("/v1/page/events", get(page::events))
         .route("/v1/openapi.json", get(openapi))
         .route("/metrics", get(metrics::metrics))
         .fallback(unknown_path)
@@ -298,6 +301,9 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/invites",
         "/v1/containers",
         "/v1/checkpoints",
+        "/v1/tokens",
+        "/v1/page/session",
+        "/v1/page/events",
         "/v1/openapi.json",
     ];
     let hint = nearest(&path, known).map_or_else(String::new, |near| format!("; did you mean {near}?"));

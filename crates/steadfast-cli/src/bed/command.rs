@@ -199,12 +199,14 @@ fn make(args: &UpArgs, context: &Context) -> Result<Bed, Failure> {
         binary.map_err(|error| Failure::new(Code::BedFailed, format!("can't find this program: {error}")))?;
     let progress = context.output.progress("making the bed");
     let builder = Bed::builder(binary).hosts(args.nodes).networks(args.networks);
+    let builder = builder.setting("page", "listen = \"127.0.0.1:7480\"");
     let bed = builder.lease(args.lease).memory(&args.memory).build()?;
     if !args.bare {
         bed.init_cluster("bed")?;
     }
     progress.done(&format!("bed {} is up: {}", bed.id(), bed.registered().hosts.join(", ")));
     line(&format!("in it: steadfast bed exec {} -- steadfast nodes", bed.host(0).name()));
+    line("with a browser inside: the address that `steadfast page` prints there");
     line(if args.keep { "remove it: steadfast bed down" } else { "remove it: Ctrl-C" });
     Ok(bed)
 }

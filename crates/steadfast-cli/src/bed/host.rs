@@ -118,7 +118,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{standby}{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}{page}",
             name = self.name,
             data = self.data().display(),
             standby = if self.number + plan.standbys >= plan.hosts { "standby = true\n" } else { "" },
@@ -136,6 +136,10 @@ impl Host {
                 given => given,
             },
             devices = self.devices_text(&extra("devices")),
+            page = match extra("page") {
+                given if given.is_empty() => String::new(),
+                given => format!("\n[page]\n{given}"),
+            },
         )
     }
 

@@ -23,6 +23,7 @@ pub mod leave;
 pub mod links;
 pub mod logs;
 pub mod nodes;
+pub mod page;
 pub mod ps;
 pub mod reference;
 pub mod reidentify;
@@ -112,6 +113,7 @@ pub enum Verb {
     Links(links::Args),
     Views(views::Args),
     Events(events::Args),
+    Page(page::Args),
     Device(device::Args),
     Groups(groups::Args),
     Replace(replace::Args),
@@ -198,6 +200,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
         Verb::Events(args) => block_on(events::run(args, context))?.map(done),
+        Verb::Page(args) => block_on(page::run(args, context))?.map(done),
         Verb::Device(args) => device::run(args, context).map(done),
         Verb::Groups(args) => block_on(groups::run(args, context))?.map(done),
         Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),

@@ -145,6 +145,7 @@ mod tests {
             "nodes",
             "links",
             "views",
+            "page",
             "replace",
             "leave",
             "drain",

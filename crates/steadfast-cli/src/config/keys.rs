@@ -59,6 +59,7 @@ const KEYS: &[Key] = &[
     key("[devices]", "links", "`/dev/steadfast`", "The folder in which each name is a link to its device. Two agents on one machine need folders of their own."),
     key("[devices]", "automatic", "`true`", "Whether this node gives the next automatic name to a device that several nodes see, that is surely one, and that was never named."),
     key("[api]", "socket", "`steadfast.sock` in `data`", "The API's socket; its owner only."),
+    key("[page]", "listen", "none: no page", "Where this node serves its page, as `\"127.0.0.1:7480\"`; port 7480 unless given. On an address of the loopback it is plain HTTP, which a tunnel can reach; on any other it has TLS with this node's certificate. `steadfast page` makes a token that opens it."),
 ];
 
 /// The whole reference page, `docs/reference/config.md`.

@@ -32,6 +32,8 @@ pub const DEFAULT_FILE: &str = "/etc/steadfast/steadfast.toml";
 pub const DEFAULT_DATA: &str = "/var/lib/steadfast";
 /// The port that peers use when none is named.
 pub const DEFAULT_PORT: u16 = 7400;
+/// The port of the page when none is named.
+pub const DEFAULT_PAGE_PORT: u16 = 7480;
 /// Most networks that one node can have.
 pub const NETWORKS_MAX: usize = 8;
 /// Most patterns of devices.
@@ -162,6 +164,8 @@ pub struct Config {
     pub devices: DevicesConfig,
     /// The API's socket.
     pub socket: PathBuf,
+    /// Where the page is served; nowhere when absent.
+    pub page: Option<SocketAddr>,
 }
 
 impl Config {
@@ -194,6 +198,7 @@ pub struct RawConfig {
     device_links: Option<Given>,
     automatic: Option<Given>,
     socket: Option<Given>,
+    page: Option<Given>,
 }
 
 impl RawConfig {
@@ -247,6 +252,10 @@ impl RawConfig {
         if let Some(mut api) = top.table("api", problems) {
             raw.socket = api.text("socket", problems);
             api.finish(problems);
+        }
+        if let Some(mut page) = top.table("page", problems) {
+            raw.page = page.text("listen", problems);
+            page.finish(problems);
         }
         top.finish(problems);
         raw
@@ -335,6 +344,7 @@ impl RawConfig {
             },
             devices: devices?,
             socket: socket?,
+            page: self.page.as_ref().and_then(|given| problems.check(given, page_address)),
         })
     }
 
@@ -479,6 +489,18 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     Ok(parsed)
 }
 
+fn page_address(text: &str) -> Result<SocketAddr, String> {
+    let with_port = text.parse::<SocketAddr>().or_else(|_| {
+        text.parse::<std::net::IpAddr>().map(|address| SocketAddr::new(address, DEFAULT_PAGE_PORT))
+    });
+    let parsed = with_port
+        .map_err(|_| format!("{text:?} is not an address with port; write for example \"127.0.0.1:7480\""))?;
+    if parsed.ip().is_unspecified() || parsed.port() == 0 {
+        return Err(format!("{text:?} is no address that a browser can open; write one that this node has"));
+    }
+    Ok(parsed)
+}
+
 fn device_pattern(text: &str) -> Result<String, String> {
     let name = text.strip_prefix("/dev/").unwrap_or(text);
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"*?_-.!".contains(&byte);
@@ -619,6 +641,21 @@ mod tests {
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(found[0].contains("devices.include[0]") && found[0].contains("nvme0n1"), "{found:?}");
         assert!(found[1].contains("\"true\", \"false\"") && found[2].contains("whole path"), "{found:?}");
+    }
+
+    #[test]
+    fn the_page_is_off_unless_it_has_an_address() {
+        let network = "[[network]]\nname=\"a\"\naddress=\"::1\"\n";
+        let with = |page: &str| format!("[node]\nname=\"a\"\n{network}{page}");
+        let of = |page: &str| check_text("node.toml", &with(page), |_| None).map(|config| config.page);
+        assert_eq!(of("").unwrap(), None);
+        assert_eq!(of("[page]\n").unwrap(), None);
+        assert_eq!(of("[page]\nlisten=\"127.0.0.1\"").unwrap(), Some(([127, 0, 0, 1], 7480).into()));
+        assert_eq!(of("[page]\nlisten=\"[::1]:80\"").unwrap(), Some("[::1]:80".parse().unwrap()));
+        for wrong in ["0.0.0.0:7480", "127.0.0.1:0", "localhost:7480", "7480"] {
+            let found = problems(&with(&format!("[page]\nlisten=\"{wrong}\"")));
+            assert!(found.len() == 1 && found[0].starts_with("node.toml:7: page.listen:"), "{found:?}");
+        }
     }
 
     #[test]

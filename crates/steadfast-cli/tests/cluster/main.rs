@@ -10,6 +10,7 @@
 
 mod agents;
 mod bed;
+mod browser;
 mod checkpoints;
 mod conclusions;
 mod detection;
@@ -20,6 +21,7 @@ mod identity;
 mod links;
 mod members;
 mod on_etcd;
+mod page;
 mod power;
 mod programs;
 mod refusals;

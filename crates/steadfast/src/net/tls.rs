@@ -327,6 +327,22 @@ impl Credentials {
         self.node
     }
 
+    /// SHA-256 of the certificate that this node shows now, as browsers print it.
+    #[must_use]
+    pub fn certificate_fingerprint(&self) -> [u8; 32] {
+        self.live.own().cert.first().map(|own| fingerprint(own)).unwrap_or_default()
+    }
+
+    /// For browsers: the same certificate, and none asked for.
+    pub(crate) fn browser_server(&self) -> Result<ServerConfig, TlsError> {
+        let mut server = ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
+            .with_protocol_versions(&[&version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Shown(Arc::clone(&self.live))));
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(server)
+    }
+
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }

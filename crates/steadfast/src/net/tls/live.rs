@@ -40,7 +40,7 @@ impl Live {
         *self.revoked.write().unwrap_or_else(PoisonError::into_inner) = revoked;
     }
 
-    fn own(&self) -> Arc<CertifiedKey> {
+    pub(super) fn own(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner))
     }
 
