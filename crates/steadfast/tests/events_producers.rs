@@ -305,10 +305,10 @@ fn a_file_system_that_fills_up_is_told_as_it_does() {
         let mut file = fs::File::create(at.join("data")).unwrap();
         while file.write_all(&[7; 1 << 20]).is_ok() {}
         let full =
-            node.event(&one, "a full file system", |fields| number(fields, "percent") == Some(100)).await;
+            node.event(&one, "a full file system", |fields| number(fields, "percent").unwrap() >= 95).await;
         assert!(number(&full, "used_bytes").unwrap() > number(&full, "size_bytes").unwrap() * 9 / 10);
         node.event(&all, "it among all", |fields| {
-            is(fields, "path", path) && number(fields, "percent") == Some(100)
+            is(fields, "path", path) && number(fields, "percent").unwrap() >= 95
         })
         .await;
         drop(file);
@@ -342,7 +342,6 @@ async fn the_end_of_a_process_is_told_with_how_it_ended() {
     let fields = node.event(&second, "a process that ended", |fields| child.has_id(fields)).await;
     assert_eq!((number(&fields, "signal"), number(&fields, "status")), (None, Some(7)));
     // A thread's id is no process's.
-    let thread = std::thread::spawn(rustix::thread::gettid);
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let (tell, told) = std::sync::mpsc::channel();
     let living = std::thread::spawn(move || {
@@ -353,7 +352,6 @@ async fn the_end_of_a_process_is_told_with_how_it_ended() {
     assert!(matches!(node.refusal("process.exit", &[("pid", &id)]), ActivateError::NotThere { .. }));
     drop(stop);
     living.join().unwrap();
-    thread.join().unwrap();
     node.quiet().await;
 }
 
@@ -377,20 +375,23 @@ async fn ends_of_a_command() {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(outer.stderr.take().unwrap()), &mut line)
         .unwrap();
     let pid: i64 = line.trim().parse().unwrap();
-    // Where nothing is announced it has to be seen first.
-    let is_announced = env::var_os(INSIDE).is_none();
-    if !is_announced {
+    // Its name has to be its own, not still the shell's.
+    while !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("steadfast") {
+        tokio::task::yield_now().await;
+    }
+    if env::var_os(INSIDE).is_some() {
+        // Where nothing is announced it has to be looked at while it runs.
         let seen = async {
             while node.producers.activity().descriptors < 1 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(LONG, seen).await.unwrap();
     } else {
-        // Its name has to be its own, not still the shell's.
-        while !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("steadfast") {
-            tokio::task::yield_now().await;
-        }
+        // Announcements stand in order: whoever knows of this end knows of the other's beginning.
+        let mut later = Process::start(&program, &["1000"]);
+        later.0.kill().unwrap();
+        node.event(&ends, "one that was killed at once", |fields| later.has_id(fields)).await;
     }
     run("kill", &["-15", &pid.to_string()]);
     let fields = node.event(&ends, "a grandchild", |fields| number(fields, "pid") == Some(pid)).await;
@@ -531,29 +532,29 @@ async fn a_file_is_followed_when_another_takes_its_name() {
 
 #[tokio::test]
 async fn changes_that_found_no_room_are_told_as_lost() {
-    let folder = tempfile::tempdir().unwrap();
+    // In a folder of its own, so that what others do beside it takes no room.
+    let outer = tempfile::tempdir().unwrap();
+    let folder = outer.path().join("many");
+    fs::create_dir(&folder).unwrap();
     let mut node = Node::new();
-    let changes = node.activate("file.change", &[("path", folder.path().to_str().unwrap())]);
-    let room: usize =
+    let changes = node.activate("file.change", &[("path", folder.to_str().unwrap())]);
+    let room: u64 =
         fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
     // On this runtime nobody reads while this goes on.
     for number in 0..room + 10 {
-        fs::File::create(folder.path().join(number.to_string())).unwrap();
+        fs::File::create(folder.join(number.to_string())).unwrap();
     }
-    let (mut seen, mut lost_here, mut is_kernel_s) = (0, 0, false);
-    while !is_kernel_s {
+    // What the kernel kept finds room in the queue or is counted; so is the kernel's word that it did not keep all.
+    let (mut seen, mut lost, mut is_kernel_s) = (0, 0, false);
+    while seen + lost < room || !is_kernel_s && seen + lost == room {
         match node.report("a loss").await {
             Report::Seen { .. } => seen += 1,
-            Report::Lost { topic, count: Some(count) } if *topic == changes => lost_here += count,
+            Report::Lost { topic, count: Some(count) } if *topic == changes => lost += count,
             Report::Lost { topic, count: None } if *topic == changes => is_kernel_s = true,
             report => panic!("{report:?}"),
         }
-        if seen + lost_here >= u64::try_from(room).unwrap() + 1 {
-            // The kernel's own loss was counted together with what found no room in the queue.
-            is_kernel_s = true;
-        }
     }
-    assert!(seen > 0);
+    assert!(seen > 0 && lost > 0);
 }
 
 #[test]
@@ -602,9 +603,9 @@ async fn a_clock_that_is_set_is_told() {
 
 #[tokio::test]
 async fn scarce_memory_in_a_cgroup_is_told() {
+    // Not on a file system in memory, whose pages can't be given up and read again.
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let file = folder.path().join("data");
-    fs::write(&file, vec![7; 64 << 20]).unwrap();
     let (memory, limit) = memory();
     let mut trees = vec![unified(), memory];
     trees.dedup();
@@ -614,8 +615,10 @@ async fn scarce_memory_in_a_cgroup_is_told() {
     let pressure = node.activate("pressure.memory", &[("cgroup", &cgroup.path)]);
     node.event(&pressure, "the present level", |fields| is(fields, "level", "none")).await;
     // Whoever reads more than fits into memory, again and again, waits for it all the time.
-    let line =
-        format!("for i in 1 2 3; do (while :; do cat {} > /dev/null; done) & done; wait", file.display());
+    let file = file.display();
+    let line = format!(
+        "head -c 67108864 /dev/zero > {file}; for i in 1 2 3; do (while :; do cat {file} > /dev/null; done) & done; wait"
+    );
     let _readers = cgroup.start(&line);
     let fields = node.event(&pressure, "pressure", |fields| !is(fields, "level", "none")).await;
     assert!(matches!(fields["some10"], Value::Number(share) if share >= 5.0), "{fields:?}");

@@ -24,6 +24,8 @@ const FOLLOWED_MAX: usize = 16_384;
 /// Descriptors that are held at most for one topic where the kernel announces nothing.
 const HELD_MAX: usize = 1_024;
 const LOOK: Duration = Duration::from_secs(1);
+/// Of a longer name the kernel keeps so much.
+const NAME_BYTES_MAX: usize = 15;
 
 /// Whose ends are wanted.
 enum Whom {
@@ -88,7 +90,12 @@ fn whom(post: &Post) -> Result<Whom, ActivateError> {
 impl Whom {
     fn covers(&self, pid: i32, command: &str) -> bool {
         match self {
-            Whom::Command(wanted) => wanted == command || first_argument(pid).as_deref() == Some(wanted),
+            Whom::Command(wanted) => match first_argument(pid) {
+                _ if wanted == command => true,
+                Some(first) => first == *wanted,
+                // What has ended has no arguments any more, and a name that was cut.
+                None => command.len() == NAME_BYTES_MAX && wanted.starts_with(command),
+            },
             Whom::Container { cgroup, .. } => {
                 std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|table| cgroup.holds(&table))
             }
