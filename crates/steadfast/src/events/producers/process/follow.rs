@@ -107,6 +107,8 @@ impl Follower {
     /// Tells what the kernel announces.
     async fn listen(mut self, mut connector: Connector) -> String {
         loop {
+            // A machine that makes processes without end must not keep this thread from others.
+            tokio::task::coop::consume_budget().await;
             match connector.next().await {
                 Ok(Look::Did(did)) => did.into_iter().for_each(|did| self.take(did)),
                 Ok(Look::Lost) => {
@@ -131,11 +133,12 @@ impl Follower {
                     self.insert(pid, command);
                 }
             }
-            Did::Changed { pid } => match exit::command(pid) {
-                Some(command) => self.follow(pid, command),
-                // Its end is on its way; what it was called before stays.
-                None => {}
-            },
+            Did::Changed { pid } => {
+                // Without a name its end is on its way; what it was called before stays.
+                if let Some(command) = exit::command(pid) {
+                    self.follow(pid, command);
+                }
+            }
             Did::Ended { thread, pid, code } => self.end(thread, pid, code),
         }
     }
