@@ -161,8 +161,8 @@ impl Follower {
         }
     }
 
-    /// A process has ended when its last thread has. Its status is that thread's where all were ended together, and otherwise
-    /// that of the first thread, which may have left early.
+    /// A process has ended when its last thread has. How, the kernel says until its parent takes note; after that it is the last
+    /// thread's end where all were ended together, and otherwise that of the first, which may have left early.
     fn end(&mut self, thread: i32, pid: i32, code: i32) {
         let Some(process) = self.followed.get_mut(&pid) else { return };
         if thread == pid {
@@ -171,7 +171,8 @@ impl Follower {
         let Some(first) = process.first.filter(|_| !has_other_threads(pid)) else { return };
         let command = std::mem::take(&mut process.command);
         self.followed.remove(&pid);
-        self.tell(pid, &command, Exit::from_wait(if code == 0 { first } else { code }));
+        let code = exit::left_behind(pid).unwrap_or(if code == 0 { first } else { code });
+        self.tell(pid, &command, Exit::from_wait(code));
     }
 
     fn tell(&self, pid: i32, command: &str, exit: Exit) {
