@@ -90,29 +90,31 @@ impl Bus {
     }
 }
 
-/// Says who we are; gives what came after the answer.
+/// Says who we are; gives what came after the answers.
 fn introduce(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let user = rustix::process::geteuid().as_raw().to_string();
     let digits: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
-    stream.write_all(format!("\0AUTH EXTERNAL {digits}\r\n").as_bytes())?;
-    let mut answer = Vec::new();
+    // All in one, as its own tools do: systemd stops listening to whoever waits for the answers in between.
+    let words = format!("\0AUTH EXTERNAL {digits}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
+    stream.write_all(words.as_bytes())?;
+    let mut answers = Vec::new();
     loop {
-        if let Some(end) = answer.windows(2).position(|pair| pair == b"\r\n") {
-            if !answer.starts_with(b"OK ") {
+        // One line for each of the first two words; the third has none.
+        if let Some((at, _)) = answers.windows(2).enumerate().filter(|(_, pair)| pair == b"\r\n").nth(1) {
+            if !answers.starts_with(b"OK ") {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
                     "systemd does not let this user in",
                 ));
             }
-            stream.write_all(b"BEGIN\r\n")?;
-            return Ok(answer.split_off(end + 2));
+            return Ok(answers.split_off(at + 2));
         }
         let mut buffer = [0; 256];
         let length = stream.read(&mut buffer)?;
-        if length == 0 || answer.len() > LINE_BYTES_MAX {
+        if length == 0 || answers.len() > LINE_BYTES_MAX {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        answer.extend(buffer.iter().take(length));
+        answers.extend(buffer.iter().take(length));
     }
 }
 

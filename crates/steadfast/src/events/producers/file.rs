@@ -113,6 +113,8 @@ async fn run(post: Post, mut watch: Watch) -> String {
             return format!("{} can't be waited for: {error}", watch.path.display());
         }
         loop {
+            // Who writes without end must not keep this thread from others.
+            tokio::task::coop::consume_budget().await;
             let batch = match read(&watch.inotify, &mut buffer) {
                 Ok(batch) if batch.is_empty() => break,
                 Ok(batch) => batch,

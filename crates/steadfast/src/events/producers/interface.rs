@@ -84,6 +84,8 @@ async fn watch(post: Post, socket: Watched, mut table: Table) -> String {
             return format!("the announcements about interfaces can't be waited for: {error}");
         }
         loop {
+            // Interfaces that change without end must not keep this thread from others.
+            tokio::task::coop::consume_budget().await;
             let changes = match receive(&socket, &mut buffer) {
                 Ok(Some(length)) => {
                     let messages = Messages(buffer.get(..length).unwrap_or(&buffer));

@@ -49,6 +49,7 @@ pub(super) fn open(post: Post) -> Result<Work, ActivateError> {
     Ok(Box::pin(async move {
         let mut told = BTreeMap::new();
         loop {
+            tokio::task::coop::consume_budget().await;
             let Changed { unit, state, sub } = match bus.next().await {
                 Ok(changed) => changed,
                 Err(error) => return format!("systemd can't be heard any more: {error}"),

@@ -64,7 +64,7 @@ pub(super) fn command(pid: i32) -> Option<String> {
 }
 
 /// How a process ended that its parent has not taken note of yet.
-fn left_behind(pid: i32) -> Option<i32> {
+pub(super) fn left_behind(pid: i32) -> Option<i32> {
     exit_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 

@@ -24,6 +24,8 @@ const FOLLOWED_MAX: usize = 16_384;
 /// Descriptors that are held at most for one topic where the kernel announces nothing.
 const HELD_MAX: usize = 1_024;
 const LOOK: Duration = Duration::from_secs(1);
+/// Of a longer name the kernel keeps so much.
+const NAME_BYTES_MAX: usize = 15;
 
 /// Whose ends are wanted.
 enum Whom {
@@ -88,7 +90,12 @@ fn whom(post: &Post) -> Result<Whom, ActivateError> {
 impl Whom {
     fn covers(&self, pid: i32, command: &str) -> bool {
         match self {
-            Whom::Command(wanted) => wanted == command || first_argument(pid).as_deref() == Some(wanted),
+            Whom::Command(wanted) => match first_argument(pid) {
+                _ if wanted == command => true,
+                Some(first) => first == *wanted,
+                // What has ended has no arguments any more, and a name that was cut.
+                None => command.len() == NAME_BYTES_MAX && wanted.starts_with(command),
+            },
             Whom::Container { cgroup, .. } => {
                 std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|table| cgroup.holds(&table))
             }
@@ -100,6 +107,8 @@ impl Follower {
     /// Tells what the kernel announces.
     async fn listen(mut self, mut connector: Connector) -> String {
         loop {
+            // A machine that makes processes without end must not keep this thread from others.
+            tokio::task::coop::consume_budget().await;
             match connector.next().await {
                 Ok(Look::Did(did)) => did.into_iter().for_each(|did| self.take(did)),
                 Ok(Look::Lost) => {
@@ -124,11 +133,12 @@ impl Follower {
                     self.insert(pid, command);
                 }
             }
-            Did::Changed { pid } => match exit::command(pid) {
-                Some(command) => self.follow(pid, command),
-                // Its end is on its way; what it was called before stays.
-                None => {}
-            },
+            Did::Changed { pid } => {
+                // Without a name its end is on its way; what it was called before stays.
+                if let Some(command) = exit::command(pid) {
+                    self.follow(pid, command);
+                }
+            }
             Did::Ended { thread, pid, code } => self.end(thread, pid, code),
         }
     }
@@ -151,8 +161,8 @@ impl Follower {
         }
     }
 
-    /// A process has ended when its last thread has. Its status is that thread's where all were ended together, and otherwise
-    /// that of the first thread, which may have left early.
+    /// A process has ended when its last thread has. How, the kernel says until its parent takes note; after that it is the last
+    /// thread's end where all were ended together, and otherwise that of the first, which may have left early.
     fn end(&mut self, thread: i32, pid: i32, code: i32) {
         let Some(process) = self.followed.get_mut(&pid) else { return };
         if thread == pid {
@@ -161,7 +171,8 @@ impl Follower {
         let Some(first) = process.first.filter(|_| !has_other_threads(pid)) else { return };
         let command = std::mem::take(&mut process.command);
         self.followed.remove(&pid);
-        self.tell(pid, &command, Exit::from_wait(if code == 0 { first } else { code }));
+        let code = exit::left_behind(pid).unwrap_or(if code == 0 { first } else { code });
+        self.tell(pid, &command, Exit::from_wait(code));
     }
 
     fn tell(&self, pid: i32, command: &str, exit: Exit) {
