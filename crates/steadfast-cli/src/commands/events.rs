@@ -2,25 +2,32 @@
 //!
 //! It decides nothing: the filter is read here only to say what is left out, and applied by the agent.
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use serde_json::{Map, Value};
 
 use super::Context;
 use crate::api::event_client::EventsOf;
 use crate::api::event_types::EventsStatus;
 use crate::codes::Code;
-use crate::events::cloud::CloudEvent;
+use crate::events::cloud::{self, CloudEvent};
+use crate::events::emit;
 use crate::events::filter::Filter;
 use crate::events::kinds::{self, Included};
 use crate::events::printing::Printer;
+use crate::events::sinks::exec::Exec;
+use crate::events::sinks::nats::Nats;
+use crate::events::sinks::webhook::Webhook;
+use crate::events::sinks::{Settings, Sink};
 use crate::failure::Failure;
 use crate::output::table;
 
 /// Without `--follow`, the past is told when nothing more of it came for so long.
 const QUIET: Duration = Duration::from_millis(700);
+/// How long the end waits for what a sink still carries.
+const FINISH_MAX: Duration = Duration::from_secs(120);
 
 /// Show what happened, and follow what happens, on any node
 ///
@@ -48,6 +55,25 @@ pub struct Args {
     /// From when on: how long ago, a time, or "oldest" (default: "oldest" without --follow, now with it)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
+    /// Run this shell command for each, with the event as JSON on its standard input and as STEADFAST_EVENT_* in its
+    /// environment; one that fails is run again, then reported
+    #[arg(long, value_name = "CMD", conflicts_with_all = ["webhook", "nats"])]
+    exec: Option<String>,
+    /// Send each to this address by HTTP POST, signed with the secret of --secret-file
+    #[arg(long, value_name = "URL", requires = "secret_file", conflicts_with = "nats")]
+    webhook: Option<String>,
+    /// What web hooks are signed with: a file of at least 16 bytes
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    secret_file: Option<PathBuf>,
+    /// Publish each on this NATS server, as the subject steadfast.CLUSTER.NODE.TYPE
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// The certificates by which a https:// or tls:// address is believed, as PEM; the machine's when absent
+    #[arg(long, value_name = "FILE")]
+    authority: Option<PathBuf>,
+    /// How many --exec or --webhook carry at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    at_once: u32,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -66,15 +92,15 @@ struct EmitArgs {
     #[arg(value_name = "TYPE")]
     kind: String,
     /// Its fields; what is a number, true or false is taken as that
-    #[arg(value_name = "KEY=VALUE", value_parser = field)]
-    fields: Vec<(String, Value)>,
+    #[arg(value_name = "KEY=VALUE")]
+    fields: Vec<String>,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     match args.verb {
         Some(Verb::Emit(emit)) => {
-            let fields: Map<String, Value> = emit.fields.into_iter().collect();
-            let done = context.client.emit_event(&emit.kind, fields).await?;
+            let fields = emit::fields(emit.fields.iter().map(String::as_str)).map_err(|error| bad(&error))?;
+            let done = context.client.emit_event(&emit.kind, cloud::json(&fields)).await?;
             context.output.say(&done.done);
             Ok(())
         }
@@ -97,10 +123,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 async fn follow(args: Args, context: &Context) -> Result<(), Failure> {
+    let sinks = Sinks::of(&args);
     let filter = combined(args.filter.as_deref(), args.node.as_deref());
-    let bad = |error: String| Failure::new(Code::BadRequest, format!("filter: {error}"));
-    let read: Filter = filter.as_deref().unwrap_or_default().parse_or_all().map_err(bad)?;
-    let asked = read.registrations().map_err(|error| bad(error.to_string()))?;
+    let read: Filter = match filter.as_deref() {
+        Some(text) => text.parse().map_err(|error| bad(&error))?,
+        None => Filter::default(),
+    };
+    let asked = read.registrations().map_err(|error| bad(&error))?;
     if args.filter.is_some() {
         for left_out in &asked.left_out {
             context.output.say(&format!("left out: {}: {}", left_out.kind, left_out.reason));
@@ -114,8 +143,9 @@ async fn follow(args: Args, context: &Context) -> Result<(), Failure> {
     }
     let since = args.since.or_else(|| (!args.follow).then(|| "oldest".to_owned()));
     let mut events = pin!(context.client.follow_events(EventsOf { filter, since }));
+    let sink = sink(&sinks, context)?;
     let mut printer = Printer::default();
-    if !context.output.is_json() {
+    if sink.is_none() && !context.output.is_json() {
         crate::output::line(&printer.head());
     }
     loop {
@@ -124,11 +154,15 @@ async fn follow(args: Args, context: &Context) -> Result<(), Failure> {
         } else {
             match tokio::time::timeout(QUIET, events.next()).await {
                 Ok(next) => next,
-                Err(_) => return Ok(()),
+                Err(_) => return finish(sink, context).await,
             }
         };
-        let Some(event) = next else { return Ok(()) };
+        let Some(event) = next else { return finish(sink, context).await };
         let event: CloudEvent = event?;
+        if let Some(sink) = &sink {
+            sink.offer(event);
+            continue;
+        }
         context.output.item(&event, |event| match event.delivery() {
             Ok(delivery) => printer.line(&delivery),
             Err(error) => error.to_string(),
@@ -147,35 +181,68 @@ fn combined(filter: Option<&str>, node: Option<&str>) -> Option<String> {
     }
 }
 
-/// An empty text lets everything through.
-trait ParseOrAll {
-    fn parse_or_all(&self) -> Result<Filter, String>;
+/// Where events go instead of to standard output.
+struct Sinks {
+    exec: Option<String>,
+    webhook: Option<(String, PathBuf)>,
+    nats: Option<String>,
+    authority: Option<PathBuf>,
+    at_once: usize,
 }
 
-impl ParseOrAll for str {
-    fn parse_or_all(&self) -> Result<Filter, String> {
-        if self.is_empty() {
-            Ok(Filter::default())
-        } else {
-            self.parse().map_err(|error: crate::events::filter::FilterError| error.to_string())
+impl Sinks {
+    fn of(args: &Args) -> Sinks {
+        Sinks {
+            exec: args.exec.clone(),
+            webhook: args.webhook.clone().zip(args.secret_file.clone()),
+            nats: args.nats.clone(),
+            authority: args.authority.clone(),
+            at_once: usize::try_from(args.at_once).unwrap_or(1),
         }
     }
 }
 
-fn field(text: &str) -> Result<(String, Value), String> {
-    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no KEY=VALUE"))?;
-    if name.is_empty() {
-        return Err(format!("{text:?} has no key before the ="));
-    }
-    let value = match value {
-        "true" => Value::Bool(true),
-        "false" => Value::Bool(false),
-        _ => match value.parse::<serde_json::Number>() {
-            Ok(number) => Value::Number(number),
-            Err(_) => Value::String(value.to_owned()),
-        },
+/// Starts what events are handed to, and says on stderr what it gives up on.
+fn sink(sinks: &Sinks, context: &Context) -> Result<Option<Sink>, Failure> {
+    let settings = Settings { at_once_max: sinks.at_once, ..Settings::default() };
+    let authority = sinks.authority.as_deref();
+    let (sink, mut given_up) = if let Some(line) = &sinks.exec {
+        Sink::start(Exec::shell(line), settings)
+    } else if let Some((address, file)) = &sinks.webhook {
+        let secret = std::fs::read(file).map_err(|error| bad(&format!("{}: {error}", file.display())))?;
+        let secret = secret.strip_suffix(b"\n").unwrap_or(&secret);
+        Sink::start(Webhook::new(address, secret, authority).map_err(|error| bad(&error))?, settings)
+    } else if let Some(address) = &sinks.nats {
+        Sink::start(Nats::new(address, authority).map_err(|error| bad(&error))?, Nats::settings())
+    } else {
+        return Ok(None);
     };
-    Ok((name.to_owned(), value))
+    let output = context.output;
+    tokio::spawn(async move {
+        while let Some(one) = given_up.recv().await {
+            output.say(&format!("gave up on {} after {} attempts: {}", one.id, one.attempts, one.reason));
+        }
+    });
+    Ok(Some(sink))
+}
+
+/// What is left over at the end, when the past has been handed over.
+async fn finish(sink: Option<Sink>, context: &Context) -> Result<(), Failure> {
+    let Some(sink) = sink else { return Ok(()) };
+    let report = sink.close(FINISH_MAX).await;
+    context.output.say(&format!("{} delivered, {} given up on", report.delivered, report.given_up));
+    if report.given_up + report.missed + report.unfinished == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} events were given up on, {} found the queue full and {} were not finished",
+        report.given_up, report.missed, report.unfinished
+    );
+    Err(Failure::new(Code::Internal, message))
+}
+
+fn bad(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::BadRequest, error.to_string())
 }
 
 fn shown_status(status: &EventsStatus) -> String {
@@ -212,14 +279,6 @@ fn shown_status(status: &EventsStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_field_is_what_it_looks_like() {
-        assert_eq!(field("size=12").unwrap(), ("size".to_owned(), Value::from(12)));
-        assert_eq!(field("ok=true").unwrap().1, Value::Bool(true));
-        assert_eq!(field("at=a=b").unwrap().1, Value::from("a=b"));
-        assert!(field("size").is_err() && field("=3").is_err());
-    }
 
     #[test]
     fn a_node_and_a_filter_are_one_condition() {

@@ -211,7 +211,8 @@ fn what_the_members_measure_eliminates_for_exactly_that_reason() {
 #[test]
 fn what_a_candidate_is_eliminates_for_exactly_that_reason() {
     let trial = with_spare(
-        &[&SHORT[..], &[("probation", "memory = \"64MiB\""), ("probation", "domain = \"distinct\"")]].concat(),
+        &[&SHORT[..], &[("probation", "memory = \"64MiB\""), ("probation", "domain = \"distinct\"")]]
+            .concat(),
     );
     let spare = trial.bed.host(SPARE);
     let text = std::fs::read_to_string(spare.config()).unwrap();

@@ -29,10 +29,9 @@ use super::rows::Rows;
 use crate::api::convert::node_name;
 use crate::api::link_words::Dictionary;
 use crate::codes::Code;
-use crate::events::cloud::fields_for_every_user_type;
 use crate::events::filter::Filter;
 use crate::events::kinds::{self, Reports, Variant};
-use crate::events::{Delivery, EventView, Lost, Source, USER_ANY};
+use crate::events::{Delivery, EventView, Lost, Source, USER_ANY, emit};
 use crate::failure::{Failure, did_you_mean};
 
 pub(crate) use cursor::Cursor;
@@ -184,16 +183,12 @@ impl Agent {
 
     /// Tells what somebody says has happened.
     pub(crate) fn emit_event(&self, kind: &str, fields: Fields) -> Result<(), Failure> {
-        if !kinds::is_user(kind) {
-            let message = format!(
-                "type: {kind:?} can't be emitted; types of your own begin with \"user.\" and have lower-case words joined by dots, such as user.backup"
-            );
-            return Err(Failure::new(Code::BadRequest, message));
+        let refused = |error: &dyn std::fmt::Display| Failure::new(Code::BadRequest, error.to_string());
+        let named = emit::kind(kind).map_err(|error| refused(&error))?;
+        emit::check(&fields).map_err(|error| refused(&error))?;
+        for (topic, fields) in emit::topics(&named, &fields) {
+            self.events.emit(&topic.kind, &fields);
         }
-        let refused = |error: core::InvalidType| Failure::new(Code::BadRequest, format!("type: {error}"));
-        let (named, any): (EventType, EventType) =
-            (kind.parse().map_err(refused)?, USER_ANY.parse().map_err(refused)?);
-        self.events.emit(&any, &fields_for_every_user_type(&named, &fields));
         Ok(())
     }
 }
