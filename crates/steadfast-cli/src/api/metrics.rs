@@ -81,7 +81,12 @@ impl Page {
     }
 
     fn one(&mut self, name: &str, help: &str, unit: Option<Unit>, value: f64) {
-        self.gauge(name, help, unit, [(Vec::new(), value)]);
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        match unit {
+            Some(unit) => self.registry.register_with_unit(name, help, unit, gauge),
+            None => self.registry.register(name, help, gauge),
+        }
     }
 
     fn counter(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) {

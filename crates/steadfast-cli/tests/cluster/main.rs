@@ -15,6 +15,7 @@ mod checkpoints;
 mod conclusions;
 mod detection;
 mod devices;
+mod events;
 mod forgeries;
 mod groups;
 mod identity;
