@@ -357,6 +357,10 @@ async fn the_end_of_a_process_is_told_with_how_it_ended() {
     let mut node = Node::new();
     // Its parent, this test, takes no note before the event is there.
     let mut killed = Process::start("sleep", &["1000"]);
+    // The kernel names it a moment after the call that started it has returned.
+    while fs::read_to_string(format!("/proc/{}/comm", killed.id())).unwrap() != "sleep\n" {
+        tokio::task::yield_now().await;
+    }
     let first = node.activate("process.exit", &[("pid", &killed.id())]);
     killed.0.kill().unwrap();
     let fields = node.event(&first, "a killed process", |fields| killed.has_id(fields)).await;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use steadfast_proto::events::{EventType, Topic};
@@ -124,6 +124,14 @@ pub struct Producers {
 struct Active {
     task: JoinHandle<()>,
     asked: Arc<Notify>,
+    /// The producer can't go on; set before that is reported, so that whoever hears of it can activate anew.
+    is_over: Arc<AtomicBool>,
+}
+
+impl Active {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire) || self.task.is_finished()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -162,7 +170,7 @@ impl Producers {
     /// The topic can't be watched on this node; the error says why, and what would be right. Nothing was changed.
     pub fn activate(&self, topic: &Topic) -> Result<(), ActivateError> {
         let mut active = self.lock();
-        active.retain(|_, one| !one.task.is_finished());
+        active.retain(|_, one| !one.is_over());
         if active.contains_key(topic) {
             return Ok(());
         }
@@ -184,6 +192,8 @@ impl Producers {
         let shared = post.topic();
         let queue = Arc::clone(&self.queue);
         let held = Held::task(&self.tally);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
         let entered = self.runtime.enter();
         let work = (kind.open)(post)?;
         drop(entered);
@@ -191,9 +201,10 @@ impl Producers {
             let _held = held;
             let why = work.await;
             tracing::debug!(topic = %shared, why, "a producer can't go on");
+            over.store(true, Ordering::Release);
             queue.push(Report::Ended { topic: shared, why });
         });
-        active.insert(topic.clone(), Active { task, asked });
+        active.insert(topic.clone(), Active { task, asked, is_over });
         Ok(())
     }
 
@@ -214,7 +225,7 @@ impl Producers {
     /// The topics that are being watched.
     pub fn active(&self) -> Vec<Topic> {
         let active = self.lock();
-        active.iter().filter(|(_, one)| !one.task.is_finished()).map(|(topic, _)| topic.clone()).collect()
+        active.iter().filter(|(_, one)| !one.is_over()).map(|(topic, _)| topic.clone()).collect()
     }
 
     /// What is in use. All zeroes soon after nothing is active any more.

@@ -68,6 +68,11 @@ pub(super) fn left_behind(pid: i32) -> Option<i32> {
     exit_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// The name of a process that has ended and that its parent has not taken note of yet.
+pub(super) fn last_command(pid: i32) -> Option<String> {
+    left_behind(pid).and_then(|_| command(pid))
+}
+
 /// The last field of `/proc/PID/stat`, if the process has ended. Its name may hold blanks and brackets.
 fn exit_in(stat: &str) -> Option<i32> {
     let mut rest = stat.rsplit_once(')')?.1.split_ascii_whitespace();

@@ -50,6 +50,8 @@ fn by_id(post: Post, pid: i32) -> Result<Work, ActivateError> {
     Ok(Box::pin(async move {
         match process.exit().await {
             Ok(exit) => {
+                // It may have become another program since.
+                let command = exit::last_command(pid).unwrap_or(command);
                 post.tell_all(said(pid, &command, exit));
                 format!("process {pid} has ended")
             }
