@@ -52,6 +52,7 @@ pub(super) const KINDS: &[Kind] = &[
         fields: &[
             tells("some10", PERCENT, "share of the last 10 s in which some program waited"),
             tells("full10", PERCENT, "share of the last 10 s in which all of them waited"),
+            tells("level", TEXT, "`none`, `some` from 5 %, `high` from 20 % of it, `full` when all waited"),
             may_fix("cgroup", TEXT, "the control group; the whole machine where none is fixed"),
         ],
     },
@@ -65,6 +66,7 @@ pub(super) const KINDS: &[Kind] = &[
         fields: &[
             tells("some10", PERCENT, "share of the last 10 s in which some program waited"),
             tells("full10", PERCENT, "share of the last 10 s in which all of them waited"),
+            tells("level", TEXT, "`none`, `some` from 5 %, `high` from 20 % of it, `full` when all waited"),
             may_fix("cgroup", TEXT, "the control group; the whole machine where none is fixed"),
         ],
     },
@@ -78,6 +80,7 @@ pub(super) const KINDS: &[Kind] = &[
         fields: &[
             tells("some10", PERCENT, "share of the last 10 s in which some program waited"),
             tells("full10", PERCENT, "share of the last 10 s in which all of them waited"),
+            tells("level", TEXT, "`none`, `some` from 5 %, `high` from 20 % of it, `full` when all waited"),
             may_fix("cgroup", TEXT, "the control group; the whole machine where none is fixed"),
         ],
     },
@@ -107,6 +110,7 @@ pub(super) const KINDS: &[Kind] = &[
             must_fix("path", TEXT, "the file or directory that is watched"),
             tells("change", TEXT, "`created`, `modified`, `deleted`, `moved` or `attributes`"),
             tells("name", TEXT, "which entry of the directory"),
+            tells("from", TEXT, "its old name, where it was renamed within the folder"),
         ],
     },
     Kind {
