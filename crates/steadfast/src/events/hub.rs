@@ -123,7 +123,7 @@ impl Hub {
         let receiver = hub.clone();
         parts.services.register(SERVICE, move |from, bytes| {
             receiver.receive(from, &bytes);
-            Box::pin(async { Ok(Bytes::new().into()) })
+            Box::pin(async { Ok(Bytes::new()) })
         });
         hub
     }
