@@ -163,12 +163,6 @@ impl Hub {
         self.step(&mut state, Input::Happened(happened));
     }
 
-    /// Whether anybody registered for this type, so that it is worth while to look.
-    pub fn is_wanted(&self, kind: &EventType) -> bool {
-        let state = self.lock();
-        state.active.range(Topic::from(kind.clone())..).next().is_some_and(|topic| topic.kind == *kind)
-    }
-
     /// Takes note that events of this type were missed by whoever emits them.
     pub fn missed(&self, kind: &EventType, count: u64) {
         let mut state = self.lock();
