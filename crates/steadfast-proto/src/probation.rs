@@ -50,7 +50,7 @@ pub struct Settings {
     pub seen: Duration,
     /// For how long no member may have missed it on any network.
     pub clean: Duration,
-    /// When it is eliminated, counted from the start of its probation. Of one that waits in readiness, counted from when it
+    /// When it is eliminated, counted from when its evaluation began. Of one that waits in readiness, counted from when it
     /// last was ready; of one that is to replace a member, from when that was asked.
     pub deadline: Duration,
     /// The longest round trip that all but one in a hundred may take.

@@ -23,9 +23,9 @@ use crate::api::{link_types, link_words, links, types};
 use crate::codes::Code;
 use crate::failure::Failure;
 
-/// Most happenings that are shown.
 /// A peer that was not heard for so long is not asked anything for people.
 const SILENT_MAX: Duration = Duration::from_secs(1);
+/// Most happenings that are shown.
 const TIMELINE_SHOWN: usize = 512;
 
 impl Agent {

@@ -265,6 +265,8 @@ pub fn checked_spec(spec: types::Spec) -> Result<ContainerSpec, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use steadfast_proto::ids::{ContainerId, Digest, Epoch};
+
     use super::*;
     use crate::spec::{EXAMPLE, load};
 
@@ -279,6 +281,42 @@ mod tests {
             ..checked
         };
         assert_eq!(checked_spec(spec(&never)).unwrap(), never);
+    }
+
+    #[test]
+    fn the_copy_of_the_node_that_runs_it_protects_nothing() {
+        let spec = load(Some(("example", EXAMPLE)), RawSpec::default()).unwrap();
+        let latest = CheckpointRef {
+            number: 1,
+            epoch: Epoch(1),
+            manifest: Digest([7; 32]),
+            bytes: 1,
+            copies: [NodeId(1), NodeId(2)].into(),
+            wanted: 2,
+            frozen_us: 0,
+            taken_unix_ms: 0,
+            criu: String::new(),
+            processor: String::new(),
+        };
+        let mut row = ContainerRow {
+            id: ContainerId(1),
+            spec,
+            owner: NodeId(1),
+            epoch: Epoch(2),
+            state: ContainerState::Running,
+            desired: Desired::Run,
+            latest: Some(latest),
+            parent: None,
+            restore_number: None,
+            after_loss: true,
+            tried: BTreeSet::new(),
+            changed_unix_ms: 0,
+        };
+        let shown = container(&row, 1, &Names::new(), None, 0);
+        assert_eq!((shown.copies, shown.latest.unwrap().protection.as_str()), (1, "under-protected"));
+        row.owner = NodeId(3);
+        let shown = container(&row, 1, &Names::new(), None, 0);
+        assert_eq!((shown.copies, shown.latest.unwrap().protection.as_str()), (2, "protected"));
     }
 
     #[test]

@@ -41,7 +41,7 @@ const KEYS: &[Key] = &[
     key("[catalog]", "key", "none", "A PEM file with the key of `certificate`."),
     key("[probation]", "seen", "`\"3s\"`", "A node that wants to be a member, or to be one again, is in probation first. For how long every member must have heard it. Use one section on all nodes: the first member in rank judges."),
     key("[probation]", "clean", "`\"10s\"`", "For how long no member may have missed it on any network."),
-    key("[probation]", "deadline", "`\"10m\"`", "When it is eliminated, with what it lacks; longer than `seen` and `clean`."),
+    key("[probation]", "deadline", "`\"10m\"`", "When it is eliminated, with what it lacks: so long after its evaluation began, after it last was ready where it waits in readiness, or after it was asked to replace a member. Longer than `seen` and `clean`."),
     key("[probation]", "round_trip", "`\"500ms\"`", "The longest round trip to a member that all but one in a hundred may take, on any network."),
     key("[probation]", "loss", "0.05", "The largest share of its heartbeats that a network may lose."),
     key("[probation]", "clock", "`\"5s\"`", "How far its clock may be from the judge's."),

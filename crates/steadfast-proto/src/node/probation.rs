@@ -35,7 +35,7 @@ struct Candidate {
     row: ProbationRow,
     /// When this node learned of this life of it.
     since: Time,
-    /// What the deadline is counted from: the start, or since it waits in readiness, when it last was ready.
+    /// What the deadline is counted from: when its evaluation began, or, of one that waits in readiness, when it last was ready.
     asked_since: Time,
     watch: Watch,
     /// By its own word: how far its clock is off, and how far it follows the catalog.
@@ -75,6 +75,12 @@ impl Candidates {
                 }
             }
         }
+    }
+
+    /// Those that are not evaluated yet are not asked for anything, however long they wait for their turn.
+    fn put_off(&mut self, now: Time, evaluated: &[NodeId]) {
+        let waiting = self.all.iter_mut().filter(|(id, _)| !evaluated.contains(id));
+        waiting.for_each(|(_, candidate)| candidate.asked_since = now);
     }
 
     pub(super) fn row(&self, id: NodeId) -> Option<(u64, &ProbationRow)> {
@@ -198,7 +204,9 @@ impl Node {
             return false;
         }
         self.candidates.judged_at = Some(now);
-        for id in self.evaluated() {
+        let evaluated = self.evaluated();
+        self.candidates.put_off(now, &evaluated);
+        for id in evaluated {
             let finding = self.finding(now, id);
             let Some(candidate) = self.candidates.all.get_mut(&id) else { continue };
             if finding == Finding::Pending {
@@ -293,5 +301,35 @@ impl Node {
     /// Whether `id` must be heard as often as a member: it is measured.
     pub(super) fn is_measured(&self, id: NodeId) -> bool {
         self.candidates.all.get(&id).is_some_and(|candidate| candidate.row.eliminated.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Incarnation;
+
+    #[test]
+    fn the_deadline_begins_with_the_evaluation_and_again_with_what_is_asked_next() {
+        let at = |seconds: u64| Time::from_nanos(seconds * 1_000_000_000);
+        let row = |node: u128, intent| ProbationRow {
+            node: NodeId(node),
+            incarnation: Incarnation(1),
+            version: "0.1.0".to_owned(),
+            intent,
+            eliminated: None,
+            applied_unix_ms: 0,
+        };
+        let mut candidates = Candidates::default();
+        for node in [1, 2] {
+            candidates.changed(at(0), 1, NodeId(node), Some(row(node, Intent::Standby)));
+        }
+        let asked = |candidates: &Candidates, node| candidates.all[&NodeId(node)].asked_since;
+        candidates.put_off(at(900), &[NodeId(1)]);
+        assert_eq!((asked(&candidates, 1), asked(&candidates, 2)), (at(0), at(900)));
+        candidates.changed(at(950), 2, NodeId(1), Some(row(1, Intent::Replace(NodeId(7)))));
+        assert_eq!(asked(&candidates, 1), at(950));
+        candidates.changed(at(960), 3, NodeId(1), Some(row(1, Intent::Replace(NodeId(7)))));
+        assert_eq!(asked(&candidates, 1), at(950), "the same asked again gives no more time");
     }
 }
