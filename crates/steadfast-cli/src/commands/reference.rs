@@ -146,6 +146,7 @@ mod tests {
             "links",
             "views",
             "page",
+            "top",
             "replace",
             "leave",
             "drain",

@@ -1,0 +1,1 @@
+//! What stands on the screen, drawn into a buffer and compared line by line.
