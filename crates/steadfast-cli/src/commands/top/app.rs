@@ -36,7 +36,8 @@ pub(super) enum Pane {
 
 impl Pane {
     /// All of them, in the order of their keys.
-    pub(super) const ALL: [Pane; 5] = [Pane::Overview, Pane::Links, Pane::Views, Pane::Containers, Pane::Events];
+    pub(super) const ALL: [Pane; 5] =
+        [Pane::Overview, Pane::Links, Pane::Views, Pane::Containers, Pane::Events];
 
     /// Its name.
     pub(super) fn name(self) -> &'static str {
@@ -127,9 +128,16 @@ impl App {
         let (tone, line) = match event.delivery() {
             Ok(delivery) => {
                 let line = self.printer.line(&delivery);
-                let is_bad = ["failed", "lost", "removed", "oom", "down"].iter().any(|word| event.kind.contains(word));
+                let is_bad =
+                    ["failed", "lost", "removed", "oom", "down"].iter().any(|word| event.kind.contains(word));
                 let is_gap = event.kind == "steadfast.gap";
-                let tone = if is_gap { Tone::Warning } else if is_bad { Tone::Bad } else { Tone::Title };
+                let tone = if is_gap {
+                    Tone::Warning
+                } else if is_bad {
+                    Tone::Bad
+                } else {
+                    Tone::Title
+                };
                 (tone, line)
             }
             Err(error) => (Tone::Warning, error.to_string()),
@@ -164,7 +172,8 @@ impl App {
     pub(super) fn press(&mut self, event: &Event, page: usize) -> Step {
         match event {
             Event::Key(key) if key.kind != KeyEventKind::Release => {
-                let is_break = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
+                let is_break =
+                    key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
                 if is_break {
                     return Step::Quit;
                 }
@@ -173,9 +182,12 @@ impl App {
                     None => self.go(*key, page),
                 }
             }
-            Event::Key(_) | Event::Resize(..) | Event::FocusGained | Event::FocusLost | Event::Mouse(_) | Event::Paste(_) => {
-                Step::Draw
-            }
+            Event::Key(_)
+            | Event::Resize(..)
+            | Event::FocusGained
+            | Event::FocusLost
+            | Event::Mouse(_)
+            | Event::Paste(_) => Step::Draw,
         }
     }
 
@@ -286,7 +298,10 @@ mod tests {
         // While a filter is written q is a letter.
         write(&mut app, "user.q");
         assert_eq!(press(&mut app, KeyCode::Enter), Step::Filter);
-        assert_eq!((app.filter.as_str(), app.refused.as_deref(), app.typed.as_deref()), ("type=user.q", None, None));
+        assert_eq!(
+            (app.filter.as_str(), app.refused.as_deref(), app.typed.as_deref()),
+            ("type=user.q", None, None)
+        );
         write(&mut app, "/x");
         press(&mut app, KeyCode::Esc);
         assert_eq!((app.filter.as_str(), app.typed.as_deref()), ("type=user.q", None));

@@ -35,14 +35,19 @@ pub(super) fn problems(picture: &Picture) -> Vec<Problem> {
         found.add(level, verdict.sentence.clone(), verdict.nodes.first());
     }
     for warning in &picture.standing.warnings {
-        let is_about =
-            |name: &&String| warning.starts_with(&format!("{name} ")) || warning.contains(&format!(" {name} "));
+        let is_about = |name: &&String| {
+            warning.starts_with(&format!("{name} ")) || warning.contains(&format!(" {name} "))
+        };
         let level = if is_grave(warning) { Level::Bad } else { Level::Warning };
         found.add(level, warning.clone(), picture.containers.keys().find(is_about));
     }
     for container in picture.containers.values() {
         let is_told = found.problems.iter().any(|known| known.name.as_ref() == Some(&container.name));
-        if !is_told && container.state == "running" && container.latest.is_some() && !is_protected(container, picture) {
+        if !is_told
+            && container.state == "running"
+            && container.latest.is_some()
+            && !is_protected(container, picture)
+        {
             let (there, wanted) = (holders(container, picture).len(), container.copies_wanted);
             let text = format!("{} has {there} of {wanted} copies on other nodes", container.name);
             found.add(Level::Warning, text, Some(&container.name));

@@ -21,8 +21,11 @@ const NUMBER_WIDTH: usize = 4;
 pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     let (look, picture) = (app.look, &app.picture);
     let is_shown = |state: &str| !["left", "eliminated"].contains(&state);
-    let nodes: Vec<&str> =
-        ordered(picture).into_iter().filter(|node| is_shown(&node.state)).map(|node| node.name.as_str()).collect();
+    let nodes: Vec<&str> = ordered(picture)
+        .into_iter()
+        .filter(|node| is_shown(&node.state))
+        .map(|node| node.name.as_str())
+        .collect();
     let networks = networks(picture);
     if nodes.len() < 2 || networks.is_empty() {
         let alone = "There are no links: this node is alone.";
@@ -77,8 +80,13 @@ fn grid(app: &App, nodes: &[&str], network: &str, width: usize) -> Vec<Line<'sta
     };
     let first = if has_names { longest + 2 } else { longest + 6 };
     let aside = if has_names { 0 } else { app.aside.min(nodes.len().saturating_sub(1)) };
-    let shown: Vec<(usize, &str)> =
-        nodes.iter().copied().enumerate().skip(aside).take((width.saturating_sub(first) / column).max(1)).collect();
+    let shown: Vec<(usize, &str)> = nodes
+        .iter()
+        .copied()
+        .enumerate()
+        .skip(aside)
+        .take((width.saturating_sub(first) / column).max(1))
+        .collect();
     let mut head = vec![Span::styled(padded(network, first), look.style(Tone::Title))];
     head.extend(shown.iter().map(|(place, name)| {
         let above = if has_names { (*name).to_owned() } else { (place + 1).to_string() };
@@ -112,7 +120,9 @@ fn not_up(app: &App, nodes: &[&str], networks: &[&str], width: usize) -> Vec<Lin
                     continue;
                 }
                 let text = sentence(from, to, network, link, app.now_unix_ms());
-                lines.extend(wrapped(&text, width).into_iter().map(|part| said(app.look, tone(&link.state), part)));
+                lines.extend(
+                    wrapped(&text, width).into_iter().map(|part| said(app.look, tone(&link.state), part)),
+                );
             }
         }
     }

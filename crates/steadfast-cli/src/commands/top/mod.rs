@@ -49,7 +49,9 @@ const NEWS_AT_ONCE_MAX: usize = 64;
 /// checkpoint and copies, and events as they happen. Keys: 1 to 5 or Tab choose what is shown, arrows scroll, / writes a
 /// filter for events, q ends. Without a terminal, use `steadfast status`. NO_COLOR is respected.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steadfast top\n  steadfast top --filter 'type~container.* or type~node.*'\n  NO_COLOR=1 steadfast top")]
+#[command(
+    after_help = "Examples:\n  steadfast top\n  steadfast top --filter 'type~container.* or type~node.*'\n  NO_COLOR=1 steadfast top"
+)]
 pub struct Args {
     /// Only events like this
     #[arg(long, value_name = "EXPR", default_value = "", hide_default_value = true)]
@@ -69,12 +71,15 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let filter = args.filter.trim().to_owned();
     let read = filter.parse::<crate::events::filter::Filter>();
     read.map_err(|error| Failure::new(Code::BadRequest, error.to_string()))?;
-    let mut ends = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()].map(signal).into_iter();
+    let mut ends =
+        [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()].map(signal).into_iter();
     let mut end = || {
         let failed = |error| Failure::new(Code::Internal, format!("signals can't be heard: {error}"));
         ends.next().transpose().map_err(failed)
     };
     let (mut terminate, mut hangup, mut interrupt) = (end()?, end()?, end()?);
+    terminal::check()?;
+    let changes = pictures(&context.client).await?;
     let mut screen = Screen::enter()?;
     let ended = async {
         tokio::select! {
@@ -87,7 +92,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     app.filter = filter;
     tokio::select! {
         () = ended => Ok(()),
-        outcome = show(&mut screen, app, &context.client) => outcome,
+        outcome = show(&mut screen, app, &context.client, changes) => outcome,
     }
 }
 
@@ -101,14 +106,17 @@ async fn heard(signal: &mut Option<tokio::signal::unix::Signal>) {
 }
 
 /// Draws until somebody ends it.
-async fn show(screen: &mut Screen, mut app: App, client: &Client) -> Result<(), Failure> {
+async fn show(screen: &mut Screen, mut app: App, client: &Client, changes: Changes) -> Result<(), Failure> {
     let (sender, mut news) = mpsc::channel(NEWS_MAX);
-    tokio::spawn(follow_picture(client.clone(), sender.clone()));
+    tokio::spawn(follow_picture(client.clone(), changes, sender.clone()));
     let mut events = Events::follow(client, &app.filter, &sender);
     let mut keys = terminal::keys();
     let mut age = tokio::time::interval(AGE_PERIOD);
     loop {
-        screen.terminal.draw(|frame| screen::draw(frame, &mut app)).map_err(|error| terminal::lost(&error))?;
+        screen
+            .terminal
+            .draw(|frame| screen::draw(frame, &mut app))
+            .map_err(|error| terminal::lost(&error))?;
         tokio::select! {
             key = keys.recv() => {
                 // The terminal is gone.
@@ -185,23 +193,35 @@ async fn follow_events(client: Client, filter: Option<String>, number: u64, news
 
 type Changes = Pin<Box<dyn Stream<Item = Result<PictureChange, Failure>> + Send>>;
 
+/// Opens the stream of pictures.
+async fn pictures(client: &Client) -> Result<Changes, Failure> {
+    Ok(Box::pin(client.follow("/v1/page/events").await?))
+}
+
 /// Follows the picture over broken connections; each begins with the whole.
-async fn follow_picture(client: Client, news: mpsc::Sender<(u64, News)>) {
+async fn follow_picture(client: Client, mut changes: Changes, news: mpsc::Sender<(u64, News)>) {
     loop {
-        let mut changes: Changes = match client.follow("/v1/page/events").await {
-            Ok(changes) => Box::pin(changes),
-            Err(failure) => Box::pin(futures_util::stream::once(std::future::ready(Err(failure)))),
-        };
+        let mut why =
+            Failure::new(Code::AgentUnreachable, "the agent has ended the stream; it is asked again");
         while let Some(change) = changes.next().await {
-            let told = change.map_or_else(News::PictureBroken, News::Picture);
-            if news.send((0, told)).await.is_err() {
-                return;
+            match change {
+                Ok(change) => {
+                    if news.send((0, News::Picture(change))).await.is_err() {
+                        return;
+                    }
+                }
+                Err(failure) => why = failure,
             }
         }
-        let ended = Failure::new(Code::AgentUnreachable, "the agent has ended the stream; it is asked again");
-        if news.send((0, News::PictureBroken(ended))).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(PAUSE).await;
+        changes = loop {
+            if news.send((0, News::PictureBroken(why))).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+            match pictures(&client).await {
+                Ok(changes) => break changes,
+                Err(failure) => why = failure,
+            }
+        };
     }
 }

@@ -67,7 +67,9 @@ fn figures(picture: &Picture) -> String {
     let protected = active.iter().filter(|container| is_protected(container, picture)).count();
     let survives = picture.standing.survives.as_ref().map_or_else(
         || "what it survives is not known here".to_owned(),
-        |survives| format!("survives the loss of {}", count(usize::try_from(survives.nodes).unwrap_or(0), "node")),
+        |survives| {
+            format!("survives the loss of {}", count(usize::try_from(survives.nodes).unwrap_or(0), "node"))
+        },
     );
     let catalog = match (picture.catalog.quorum, &picture.catalog.leader) {
         (true, Some(leader)) => format!("the catalog answers, led by {leader}"),
@@ -75,13 +77,22 @@ fn figures(picture: &Picture) -> String {
         (false, _) => "the catalog stands still".to_owned(),
     };
     let all = active.len();
-    format!("{running} of {all} containers running, {protected} with all their copies; {survives}; {catalog}.")
+    format!(
+        "{running} of {all} containers running, {protected} with all their copies; {survives}; {catalog}."
+    )
 }
 
 fn nodes(look: Look, picture: &Picture) -> Vec<Line<'static>> {
     let all = ordered(picture);
-    let name_width = all.iter().map(|node| node.name.chars().count()).chain([4]).max().unwrap_or(4).min(20) + 2;
-    let head = format!("{}{}{}{}RUNS", padded("NODE", name_width), padded("STATE", 12), padded("LENDS", 12), padded("ADDRESS", 18));
+    let name_width =
+        all.iter().map(|node| node.name.chars().count()).chain([4]).max().unwrap_or(4).min(20) + 2;
+    let head = format!(
+        "{}{}{}{}RUNS",
+        padded("NODE", name_width),
+        padded("STATE", 12),
+        padded("LENDS", 12),
+        padded("ADDRESS", 18)
+    );
     let mut lines = vec![said(look, Tone::Title, head)];
     for node in all {
         let mut runs = if node.containers.is_empty() { "-".to_owned() } else { node.containers.join(", ") };
@@ -130,22 +141,37 @@ fn containers(app: &App, width: usize) -> Vec<Line<'static>> {
     if picture.containers.is_empty() {
         return vec![said(look, Tone::Quiet, "Nothing runs here yet: steadfast run --name NAME -- COMMAND")];
     }
-    let head = format!("{}{}{}{}COPIES", padded("CONTAINER", 18), padded("STATE", 11), padded("OWNER", 14), padded("CHECKPOINT", 24));
+    let head = format!(
+        "{}{}{}{}COPIES",
+        padded("CONTAINER", 18),
+        padded("STATE", 11),
+        padded("OWNER", 14),
+        padded("CHECKPOINT", 24)
+    );
     let mut lines = vec![said(look, Tone::Title, head)];
     for container in picture.containers.values() {
         let checkpoint = container.latest.as_ref().map_or_else(
             || "none yet".to_owned(),
-            |latest| format!("{} {} ({})", latest.number, ago(latest.taken_unix_ms, now), human_size(latest.bytes)),
+            |latest| {
+                format!("{} {} ({})", latest.number, ago(latest.taken_unix_ms, now), human_size(latest.bytes))
+            },
         );
         let owner_tone = if container.owner_in_view { Tone::Good } else { Tone::Bad };
-        let owner = if container.owner_in_view { container.node.clone() } else { format!("{} (gone)", container.node) };
+        let owner = if container.owner_in_view {
+            container.node.clone()
+        } else {
+            format!("{} (gone)", container.node)
+        };
         let there = holders(container, picture);
         let is_short = !is_protected(container, picture) && container.state != "stopped";
         let copies = format!("{}/{} {}", there.len(), container.copies_wanted, there.join(", "));
         lines.push(Line::from(vec![
             Span::raw(format!("{} ", padded(&container.name, 17))),
             Span::styled(padded(&container.state, 11), look.style(tone(&container.state))),
-            Span::styled(format!("{} ", padded(&owner, 13)), if container.owner_in_view { Line::default().style } else { look.style(owner_tone) }),
+            Span::styled(
+                format!("{} ", padded(&owner, 13)),
+                if container.owner_in_view { Line::default().style } else { look.style(owner_tone) },
+            ),
             Span::raw(format!("{} ", padded(&checkpoint, 23))),
             Span::styled(copies, look.style(if is_short { Tone::Warning } else { Tone::Good })),
         ]));
@@ -165,7 +191,9 @@ fn events(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.extend(filter.into_iter().map(|part| said(look, Tone::Busy, part)));
     }
     // A refusal points at a character: its lines stay as they are.
-    lines.extend(app.refused.iter().flat_map(|refused| refused.lines()).map(|part| said(look, Tone::Bad, part)));
+    lines.extend(
+        app.refused.iter().flat_map(|refused| refused.lines()).map(|part| said(look, Tone::Bad, part)),
+    );
     if app.events.is_empty() {
         lines.push(said(look, Tone::Quiet, "Nothing has happened since this was opened."));
         return lines;

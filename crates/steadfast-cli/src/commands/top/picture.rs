@@ -275,7 +275,10 @@ mod tests {
             }),
         ));
         assert_eq!(picture.nodes.keys().collect::<Vec<_>>(), ["beta", "gamma"]);
-        assert_eq!((picture.nodes["beta"].name.as_str(), picture.nodes["beta"].state.as_str()), ("beta", "removed"));
+        assert_eq!(
+            (picture.nodes["beta"].name.as_str(), picture.nodes["beta"].state.as_str()),
+            ("beta", "removed")
+        );
         let link = &picture.links["alpha"]["beta"]["net0"];
         assert_eq!((link.state.as_str(), link.round_trip_ms), ("down", None));
         assert_eq!(picture.views.keys().collect::<Vec<_>>(), [&1, &2]);
@@ -285,7 +288,10 @@ mod tests {
     #[test]
     fn a_whole_picture_forgets_the_one_before_and_an_item_that_cannot_be_read_is_left_out() {
         let mut picture = picture_of(json!({"nodes": {"alpha": {"name": "alpha"}}}));
-        picture.take(told(true, json!({"nodes": {"beta": {"name": 5}, "gamma": {"name": "gamma"}}, "views": {"x": {}}})));
+        picture.take(told(
+            true,
+            json!({"nodes": {"beta": {"name": 5}, "gamma": {"name": "gamma"}}, "views": {"x": {}}}),
+        ));
         assert_eq!(picture.nodes.keys().collect::<Vec<_>>(), ["gamma"]);
         assert!(picture.views.is_empty());
     }

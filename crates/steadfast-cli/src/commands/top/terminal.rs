@@ -8,7 +8,9 @@ use std::io::{self, IsTerminal, Stdout};
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{self, Event};
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
 use ratatui::crossterm::{cursor, execute};
 use tokio::sync::mpsc;
 
@@ -17,6 +19,15 @@ use crate::failure::Failure;
 
 /// How many keys wait at most; whoever types faster waits.
 const KEYS_MAX: usize = 64;
+
+/// Refuses where there is no terminal.
+pub(super) fn check() -> Result<(), Failure> {
+    if io::stdin().is_terminal() && io::stdout().is_terminal() {
+        return Ok(());
+    }
+    let message = "`steadfast top` needs a terminal on standard input and output; `steadfast status` prints how the cluster stands anywhere";
+    Err(Failure::new(Code::BadRequest, message))
+}
 
 /// The terminal, put back when dropped.
 #[derive(Debug)]
@@ -28,10 +39,6 @@ pub(super) struct Screen {
 impl Screen {
     /// Takes the terminal over.
     pub(super) fn enter() -> Result<Screen, Failure> {
-        if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-            let message = "`steadfast top` needs a terminal on standard input and output; `steadfast status` prints how the cluster stands anywhere";
-            return Err(Failure::new(Code::BadRequest, message));
-        }
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             restore();

@@ -61,7 +61,9 @@ impl Look {
 pub(super) fn tone(state: &str) -> Tone {
     match state {
         "member" | "ready" | "running" | "up" | "admitted" | "founded" => Tone::Good,
-        "joining" | "probation" | "draining" | "starting" | "recovering" | "stopping" | "replaced" => Tone::Busy,
+        "joining" | "probation" | "draining" | "starting" | "recovering" | "stopping" | "replaced" => {
+            Tone::Busy
+        }
         "suspected" | "degraded" | "one-way" | "frozen" | "left" => Tone::Warning,
         "eliminated" | "failed" | "lost" | "down" | "removed" => Tone::Bad,
         _ => Tone::Quiet,
@@ -83,7 +85,11 @@ pub(super) fn letter(state: Option<&str>) -> char {
 /// How long ago something was, in whole seconds.
 pub(super) fn ago(unix_ms: u64, now_unix_ms: u64) -> String {
     let seconds = now_unix_ms.saturating_sub(unix_ms) / 1000;
-    if seconds == 0 { "just now".to_owned() } else { format!("{} ago", human_duration(Duration::from_secs(seconds))) }
+    if seconds == 0 {
+        "just now".to_owned()
+    } else {
+        format!("{} ago", human_duration(Duration::from_secs(seconds)))
+    }
 }
 
 /// The text in exactly so many characters.
