@@ -119,6 +119,11 @@ impl Room {
         lock(&self.shown).clone()
     }
 
+    /// Counts the scans whose outcome was told to the cluster.
+    pub(crate) fn scans(&self) -> watch::Receiver<u64> {
+        self.scans.subscribe()
+    }
+
     /// Looks at all devices again, and waits until the cluster was told or can't be.
     pub(super) async fn look_again(&self) {
         let mut scans = self.scans.subscribe();

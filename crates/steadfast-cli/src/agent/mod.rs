@@ -526,6 +526,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
     let keys = agent.keys.clone();
     if let Some(room) = &agent.devices {
         tokio::spawn(devices::follow(Arc::clone(room), agent.rows.clone()));
+        tokio::spawn(events::disks::follow(agent.events.clone(), Arc::clone(room)));
     }
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
     tokio::spawn(Arc::clone(agent).tend_voters());

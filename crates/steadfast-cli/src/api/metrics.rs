@@ -25,6 +25,7 @@ use super::{link_words, links};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::Failure;
+use crate::verdicts;
 
 /// What the page is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -128,7 +129,7 @@ impl Seen {
         let states =
             states.into_iter().map(|(state, many)| (vec![("state", state.to_owned())], number(many)));
         page.gauge("nodes", "Nodes that the cluster knows, by state", None, states);
-        let mut classes: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut classes: BTreeMap<&str, usize> = verdicts::PAGES.iter().map(|page| (page.name, 0)).collect();
         for verdict in status.verdicts.iter().filter(|verdict| !verdict.over) {
             *classes.entry(&verdict.class).or_default() += 1;
         }

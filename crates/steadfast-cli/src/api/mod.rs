@@ -3,6 +3,7 @@
 //! Every agent serves the same API on its owner-only Unix socket and, to other agents of the cluster, over mutual
 //! TLS. The command line uses this and nothing else.
 
+mod audit;
 pub mod client;
 pub mod convert;
 pub mod device_types;

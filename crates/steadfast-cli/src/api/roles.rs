@@ -76,7 +76,11 @@ impl Role {
         match parts.as_slice() {
             // Whoever is in may go.
             ["v1", "page", "session"] if *method == Method::DELETE => Role::Read,
-            ["v1", "containers", _, "checkpoints" | "move"] | ["v1", "nodes", _, "drain"] if is_post => {
+            ["v1", "containers", _, "checkpoints" | "move"]
+            | ["v1", "nodes", _, "drain"]
+            | ["v1", "events"]
+                if is_post =>
+            {
                 Role::Operate
             }
             _ => Role::Admin,

@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{devices, events as event_paths, groups, links, metrics, page, proxy, views};
+use super::{audit, devices, events as event_paths, groups, links, metrics, page, proxy, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -78,6 +78,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/metrics", get(metrics::metrics))
         .fallback(unknown_path)
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), refuse_if_observing))
+        .layer(middleware::from_fn_with_state(Arc::clone(&agent), audit::tell))
         .with_state(agent)
 }
 
@@ -109,7 +110,9 @@ impl IntoResponse for Failure {
         let status =
             StatusCode::from_u16(self.code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = ErrorBody { code: self.code.to_string(), message: self.message };
-        (status, axum::Json(body)).into_response()
+        let mut response = (status, axum::Json(body)).into_response();
+        response.extensions_mut().insert(self.code);
+        response
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! It decides which events a consumer hears ([`Filter::matches`]) and what must be registered so that none of those is
 //! missed ([`Filter::registrations`]). It must never decide by a field's meaning, only by the table's units, and never
-//! take longer or deeper than its bounds, since the text comes from outside. Read [`parse`] for the grammar, [`evaluate`]
-//! for what a comparison means, [`register`] for what is pushed down to the producers.
+//! take longer or deeper than its bounds, since the text comes from outside. Read `parse` for the grammar, `evaluate`
+//! for what a comparison means, `register` for what is pushed down to the producers.
 
 mod evaluate;
 mod parse;

@@ -1,6 +1,6 @@
 //! Every event type: what it says, its fields and their units, what a registration fixes, and how it is spread.
 //!
-//! One table ([`table`]) from which filters are checked, events are printed and `docs/reference/events.md` is generated (a
+//! One table (`table`) from which filters are checked, events are printed and `docs/reference/events.md` is generated (a
 //! test fails when it is stale). It must never watch anything: what a row promises, `steadfast::events` keeps.
 
 mod table;

@@ -233,6 +233,14 @@ fn four_nodes_with_names_of_their_own_agree_on_32_shared_devices_although_their_
     shelf.detach(bed.host(3), IMAGES);
     expected.remove(&format!("{PREFIX}1"));
     wait_names(bed.host(3), &expected);
+    for kind in ["device.appeared", "device.removed"] {
+        let filter = format!("type={kind} and node={}", bed.host(3).name());
+        wait_for(&format!("{kind} to be told of it"), PATIENCE, || {
+            let told = bed.host(0).steadfast_text(&["events", "--filter", &filter]).ok()?;
+            told.contains(id(IMAGES).as_str()).then_some(())
+        })
+        .unwrap();
+    }
     names_stay_without_a_catalog(&bed, &expected);
 }
 

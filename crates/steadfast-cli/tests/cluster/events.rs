@@ -243,6 +243,13 @@ fn what_happens_in_the_cluster_is_heard_on_any_node_and_later() {
             assert!(error.contains(word), "{arguments:?}: {error}");
         }
     };
+    // Who changes something leaves word of it, whatever came of it.
+    let audit = alpha.steadfast_text(&["-o", "json", "events", "--filter", "type=audit.change"]).unwrap();
+    let audit: Vec<CloudEvent> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let is = |event: &&CloudEvent| event.data["what"] == "/v1/containers" && event.data["outcome"] == "done";
+    let started = audit.iter().find(is).unwrap();
+    assert!(started.source.ends_with(alpha.name()) && started.data["who"] != "", "{started:?}");
+
     refused(&["events", "--filter", "type=disk.usge"], &["SF-0031", "disk.usage", "^"]);
     refused(&["events", "--filter", "percent>"], &["SF-0031", "^"]);
     refused(&["events", "--filter", "node=nobody"], &["SF-0011"]);

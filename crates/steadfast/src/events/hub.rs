@@ -123,7 +123,7 @@ impl Hub {
         let receiver = hub.clone();
         parts.services.register(SERVICE, move |from, bytes| {
             receiver.receive(from, &bytes);
-            Box::pin(async { Ok(Bytes::new().into()) })
+            Box::pin(async { Ok(Bytes::new()) })
         });
         hub
     }
@@ -161,12 +161,6 @@ impl Hub {
         let what = Occurrence { at_unix_us: now_unix_us(), fields: fields.clone() };
         let happened = concerned.into_iter().map(|topic| (topic, what.clone())).collect();
         self.step(&mut state, Input::Happened(happened));
-    }
-
-    /// Whether anybody registered for this type, so that it is worth while to look.
-    pub fn is_wanted(&self, kind: &EventType) -> bool {
-        let state = self.lock();
-        state.active.range(Topic::from(kind.clone())..).next().is_some_and(|topic| topic.kind == *kind)
     }
 
     /// Takes note that events of this type were missed by whoever emits them.

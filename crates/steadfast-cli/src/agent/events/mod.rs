@@ -6,6 +6,7 @@
 
 mod cluster;
 mod cursor;
+pub(super) mod disks;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;

@@ -386,25 +386,27 @@ pub(super) const KINDS: &[Kind] = &[
     },
     Kind {
         name: "device.appeared",
-        sentence: "A shared disk came into sight of the node that tells.",
+        sentence: "A disk came into sight of the node that tells.",
         reports: Reports::Edge,
         variant: Variant::All,
         included: Included::Always,
         per_second_max: 100,
         fields: &[
-            may_fix("device", TEXT, "its cluster-wide name, or the kernel's where it has none"),
+            may_fix("device", TEXT, "what identifies it, the same on every node that sees it"),
             tells("path", TEXT, "the kernel's name on that node"),
-            tells("size_bytes", BYTES, "how large it is"),
         ],
     },
     Kind {
         name: "device.removed",
-        sentence: "A shared disk went out of sight of the node that tells.",
+        sentence: "A disk went out of sight of the node that tells.",
         reports: Reports::Edge,
         variant: Variant::All,
         included: Included::Always,
         per_second_max: 100,
-        fields: &[may_fix("device", TEXT, "its name"), tells("path", TEXT, "the kernel's name on that node")],
+        fields: &[
+            may_fix("device", TEXT, "what identifies it"),
+            tells("path", TEXT, "the kernel's name on that node"),
+        ],
     },
     Kind {
         name: "audit.change",
