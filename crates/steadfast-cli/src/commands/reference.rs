@@ -145,6 +145,7 @@ mod tests {
             "nodes",
             "links",
             "views",
+            "events",
             "page",
             "top",
             "replace",
