@@ -35,6 +35,7 @@ pub mod shim;
 pub mod simulate;
 pub mod status;
 pub mod stop;
+pub mod top;
 pub mod views;
 pub mod wait;
 
@@ -114,6 +115,7 @@ pub enum Verb {
     Views(views::Args),
     Events(events::Args),
     Page(page::Args),
+    Top(top::Args),
     Device(device::Args),
     Groups(groups::Args),
     Replace(replace::Args),
@@ -201,6 +203,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
         Verb::Events(args) => block_on(events::run(args, context))?.map(done),
         Verb::Page(args) => block_on(page::run(args, context))?.map(done),
+        Verb::Top(args) => block_on(top::run(args, context))?.map(done),
         Verb::Device(args) => device::run(args, context).map(done),
         Verb::Groups(args) => block_on(groups::run(args, context))?.map(done),
         Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),

@@ -30,3 +30,4 @@ mod restarts;
 mod splits;
 mod support;
 mod tokens;
+mod top;
