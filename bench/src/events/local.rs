@@ -11,7 +11,7 @@ use steadfast::events::hub::{Hub, Parts, Subscription};
 use steadfast::events::producers::Producers;
 use steadfast::net::rpc::{Limits, Peers, Services};
 use steadfast::net::tls::{Authority, Credentials, NodeKey};
-use steadfast_proto::events::{Delivery, Fields, Interest, Life, Rate, Settings, Topic, Value};
+use steadfast_proto::events::{Delivery, EventType, Fields, Interest, Life, Rate, Settings, Topic, Value};
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
 use super::quantile;
@@ -85,7 +85,7 @@ pub fn start_hub() -> anyhow::Result<Hub> {
 
 /// What emitting costs while nobody listens.
 fn emit_unheard(hub: &Hub, report: &mut Report) -> anyhow::Result<()> {
-    let kind = "user".parse()?;
+    let kind: EventType = "user".parse()?;
     let fields = Fields::from([("n".to_owned(), Value::Integer(1))]);
     let mut costs = Vec::new();
     for _ in 0..super::ROUNDS {
@@ -161,7 +161,7 @@ async fn links(hub: &Hub) -> anyhow::Result<Vec<f64>> {
 }
 
 fn subscribe(hub: &Hub, kind: &str, field: &str, value: &str) -> anyhow::Result<Subscription> {
-    let mut topic = Topic::from(kind.parse::<steadfast_proto::events::EventType>()?);
+    let mut topic = Topic::from(kind.parse::<EventType>()?);
     topic.about.insert(field.to_owned(), value.to_owned());
     hub.subscribe(Interest::local(topic)).map_err(refused)
 }

@@ -24,7 +24,7 @@ pub fn run(parts: &[&str]) -> anyhow::Result<()> {
     }
     describe_machine()?;
     let mut report = Report::default();
-    let parts = if parts.is_empty() { &["local", "remote", "fanout", "all16"] } else { parts };
+    let parts = if parts.is_empty() { &["local", "remote", "fanout", "all16"][..] } else { parts };
     for part in parts {
         match *part {
             "local" => local::measure(&mut report)?,
