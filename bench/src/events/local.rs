@@ -14,12 +14,14 @@ use steadfast::net::tls::{Authority, Credentials, NodeKey};
 use steadfast_proto::events::{Delivery, EventType, Fields, Interest, Life, Rate, Settings, Topic, Value};
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 
-use super::quantile;
+use super::{quantile, us_since};
 use crate::report::{Report, median};
 
 const NODE: NodeId = NodeId(1);
 /// Changes of each kind.
 const CHANGES: usize = 500;
+/// Fewer, since the kernel takes its time.
+const LINK_CHANGES: usize = 100;
 /// Events that nobody hears, of one round.
 const UNHEARD: u32 = 1_000_000;
 /// How long a producer is given to begin to watch; no figure rests on it.
@@ -51,8 +53,11 @@ pub fn inside() -> anyhow::Result<()> {
     let all: Vec<f64> = runtime.block_on(async {
         let hub = start_hub()?;
         emit_unheard(&hub, &mut report)?;
-        let kinds =
-            [("exit", exits(&hub).await?), ("file", files(&hub).await?), ("link", links(&hub).await?)];
+        let (links, calls) = links(&hub).await?;
+        report.figure("events.local_link_call_p50_us", quantile(&calls, 0.5), "us");
+        let exits = exits(&hub).await.context("a process ended")?;
+        let files = files(&hub).await.context("a file was made")?;
+        let kinds = [("exit", exits), ("file", files), ("link", links)];
         for (name, times) in &kinds {
             report.figure(&format!("events.local_{name}_p50_us"), quantile(times, 0.5), "us");
             report.figure(&format!("events.local_{name}_p99_us"), quantile(times, 0.99), "us");
@@ -108,7 +113,7 @@ async fn exits(hub: &Hub) -> anyhow::Result<Vec<f64>> {
         let start = Instant::now();
         child.kill()?;
         let waited = until(&mut heard, |_| true).await;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
+        times.push(us_since(start));
         child.wait()?;
         waited?;
     }
@@ -128,36 +133,43 @@ async fn files(hub: &Hub) -> anyhow::Result<Vec<f64>> {
             fields.values().any(|value| matches!(value, Value::Text(text) if text.contains(&name)))
         })
         .await?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
+        times.push(us_since(start));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     fs::remove_dir_all(&folder)?;
     Ok(times)
 }
 
-/// One end of a cable is taken down and up by writing its flags; the figures are of taking it down.
-async fn links(hub: &Hub) -> anyhow::Result<Vec<f64>> {
-    let made =
-        Command::new("ip").args(["link", "add", "one", "type", "veth", "peer", "name", "two"]).status()?;
-    if !made.success() {
-        bail!("`ip link add` failed");
-    }
+/// One end of a cable is taken down and up by writing its flags; the times are of taking it down. The second list is how long the
+/// kernel's own call took, which is the larger part.
+async fn links(hub: &Hub) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    ip("link add one type veth peer name two")?;
+    ip("link set two up")?;
     let flags = "/sys/class/net/one/flags";
     let (down, up) = ("0x1002", "0x1003");
-    fs::write(flags, up).context("a link's flags can be written")?;
     let mut heard = subscribe(hub, "network.interface", "interface", "one")?;
     tokio::time::sleep(SETTLE).await;
-    let mut times = Vec::new();
-    for _ in 0..CHANGES {
-        heard.take().map_err(refused)?;
+    let is = |fields: &Fields, what: &str| {
+        fields.get("change").is_some_and(|change| *change == Value::Text(what.to_owned()))
+    };
+    let (mut times, mut calls) = (Vec::new(), Vec::new());
+    for _ in 0..LINK_CHANGES {
+        fs::write(flags, up).context("a link's flags can be written")?;
+        until(&mut heard, |fields| is(fields, "up")).await.context("a link came up")?;
         let start = Instant::now();
         fs::write(flags, down)?;
-        until(&mut heard, |_| true).await?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-        fs::write(flags, up)?;
-        tokio::time::sleep(SETTLE).await;
+        calls.push(us_since(start));
+        until(&mut heard, |fields| is(fields, "down")).await.context("a link went down")?;
+        times.push(us_since(start));
     }
-    Ok(times)
+    Ok((times, calls))
+}
+
+fn ip(arguments: &str) -> anyhow::Result<()> {
+    if !Command::new("ip").args(arguments.split(' ')).status()?.success() {
+        bail!("`ip {arguments}` failed");
+    }
+    Ok(())
 }
 
 fn subscribe(hub: &Hub, kind: &str, field: &str, value: &str) -> anyhow::Result<Subscription> {

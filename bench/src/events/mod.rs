@@ -47,3 +47,7 @@ fn quantile(values: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
+
+fn us_since(start: std::time::Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e6
+}

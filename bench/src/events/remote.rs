@@ -7,7 +7,7 @@ use steadfast_cli::bed::Bed;
 
 use super::clients::{Emitter, Listener, warm_up};
 use super::nats::Server;
-use super::{ROUNDS, quantile};
+use super::{ROUNDS, quantile, us_since};
 use crate::report::{Report, median};
 use crate::steadfast;
 
@@ -78,8 +78,4 @@ fn measure_stream(bed: &Bed, report: &mut Report) -> anyhow::Result<()> {
     report.figure("events.local_stream_p50_us", quantile(&times, 0.5), "us");
     report.figure("events.local_stream_p99_us", quantile(&times, 0.99), "us");
     Ok(())
-}
-
-fn us_since(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e6
 }
