@@ -7,6 +7,7 @@
 mod ballast;
 mod catalog;
 mod detect;
+mod events;
 mod freeze;
 mod idle;
 mod loss;
@@ -25,16 +26,20 @@ fn main() -> anyhow::Result<()> {
             ballast::run(mib.parse().context("the size is a whole number of MiB")?, report.as_ref())
         }
         ["detect", rest @ ..] => detect::run(rest),
+        ["events", rest @ ..] => events::run(rest),
         ["catalog", rest @ ..] => catalog::run(rest),
         ["catalog-member", folder, member] => {
             catalog::member::serve(folder.as_ref(), member.parse().context("a member has a number")?)
         }
-        [] => main_bench().and_then(|()| catalog::run(&[])).and_then(|()| detect::run(&[])),
+        [] => main_bench()
+            .and_then(|()| catalog::run(&[]))
+            .and_then(|()| detect::run(&[]))
+            .and_then(|()| events::run(&[])),
         ["main"] => main_bench(),
         ["main", part] => main_part(part),
         [name, ..] => {
             bail!(
-                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...]"
+                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16]"
             )
         }
     }

@@ -25,6 +25,11 @@ impl Report {
         self.lines.push(format!("RATIO {name} {:.3} {ours:.3} {theirs:.3} {unit}", ours / theirs));
     }
 
+    /// A line that another process of this benchmark printed.
+    pub fn pass(&mut self, line: &str) {
+        self.lines.push(line.to_owned());
+    }
+
     /// Prints every line.
     pub fn print(&self) {
         println!();

@@ -7,7 +7,7 @@
 mod attribution;
 pub mod cluster;
 mod harms;
-mod hub;
+pub mod hub;
 pub mod journal;
 mod options;
 pub mod ours;

@@ -104,6 +104,11 @@ impl Steadfast {
         serde_json::from_str(&status).unwrap_or_default()
     }
 
+    /// Where the agent on `host` answers.
+    pub fn socket(&self, host: usize) -> PathBuf {
+        self.folder(host).join("data/steadfast.sock")
+    }
+
     fn folder(&self, host: usize) -> PathBuf {
         self.base.join(format!("n{host}"))
     }

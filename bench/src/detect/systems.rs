@@ -67,6 +67,11 @@ impl Serf {
         let binary = binary.context("there is no serf to compare with; `cargo xtask setup` unpacks one")?;
         Ok(Serf { binary, profile })
     }
+
+    /// The program.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
 }
 
 impl System for Serf {
