@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 use super::support::{PATIENCE, Trial, builder};
 
 /// How many events flow while a listener is handed over again and again, and how many each second at most.
-const CHANGES: u64 = 50_000;
-const PER_SECOND: u32 = 10_000;
+const CHANGES: u64 = 60_000;
+const PER_SECOND: u32 = 12_000;
 /// How many of them may be on their way: on a machine that is busy with other things they come more slowly.
 const AHEAD_MAX: u64 = 2_000;
 
