@@ -10,7 +10,7 @@ import { clock } from "./words.js";
 
 /** How many events are kept. */
 export const KEPT = 400;
-const NOTES = { "steadfast.gap": "warn", "steadfast.source.down": "bad", "steadfast.source.restarted": "busy" };
+const NOTES = { "steadfast.gap": "warn", "steadfast.source.down": "bad", "steadfast.source.refused": "warn", "steadfast.source.restarted": "busy" };
 
 /** One event as a line: `{id, at, node, type, subject, fields, tone}`. */
 export function line(event) {

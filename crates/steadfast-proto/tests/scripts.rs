@@ -409,7 +409,7 @@ impl World {
                 Outcome::Finished
             }
             Job::Release { .. } => return,
-            Job::Stop { .. } | Job::Collect | Job::Campaign => Outcome::Finished,
+            Job::Stop { .. } | Job::Collect | Job::Campaign | Job::Provision(_) => Outcome::Finished,
         };
         self.hosts[host].done.push((job, outcome));
     }

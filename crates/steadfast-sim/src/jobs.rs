@@ -27,6 +27,7 @@ pub(crate) enum Stage {
     Collect,
     Campaign,
     Renumber,
+    Provision,
 }
 
 impl World {
@@ -58,6 +59,10 @@ impl World {
             Job::Renumber => {
                 delay = self.random.below(20 * MS);
                 Stage::Renumber
+            }
+            Job::Provision(_) => {
+                delay = self.random.below(20 * MS);
+                Stage::Provision
             }
         };
         self.after(delay, Event::Job { host, life, job, stage: Box::new(stage) });
@@ -120,6 +125,8 @@ impl World {
                 self.campaign(host);
                 Outcome::Finished
             }
+            Stage::Provision if fails => Outcome::Failed("nobody answers".to_owned()),
+            Stage::Provision => Outcome::Finished,
             Stage::Renumber if fails => Outcome::Failed("the disk is full".to_owned()),
             Stage::Renumber => {
                 let next = self.hosts[host].incarnation.next();

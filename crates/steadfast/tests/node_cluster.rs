@@ -86,6 +86,7 @@ impl Worker for Bookkeeper {
                 });
             }
             Job::Renumber => report.renumbered(Incarnation(2)),
+            Job::Provision(_) => report.done(Outcome::Finished),
             Job::Stop { .. } | Job::Collect => {}
         }
     }

@@ -309,6 +309,10 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let memory = Memory::open(config, &keys, id, &opened.services, &opened.peers).await?;
     let why_no_containers = opened.machine.why_not.clone();
     let containers = open_containers(config, &opened.machine, id, &rows, devices.as_ref()).await?;
+    let cgroups = containers.clone();
+    let hub = events::start(events::life(id, incarnation), &opened.peers, &opened.services, move |name| {
+        cgroups.as_ref()?.cgroup_of(name)
+    });
     let worker = worker::Worker {
         containers: containers.clone(),
         memory: memory.clone(),
@@ -316,6 +320,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         identity: Arc::clone(&opened.identity),
         rows: rows.clone(),
         machine: opened.machine.clone(),
+        events: hub.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
     let node = steadfast::node::spawn(parts(&opened, config, worker)?)
@@ -328,11 +333,8 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         Some(containers) => containers.attach(node.clone()).await?,
         None => node.adopted_all(),
     }
-    let cgroups = containers.clone();
-    let hub = events::start(events::life(id, incarnation), &opened.peers, &opened.services, move |name| {
-        cgroups.as_ref()?.cgroup_of(name)
-    });
     let names = networks.iter().map(|(name, _)| name.clone()).collect();
+    let journal = events::journal(&hub);
     tokio::spawn(events::follow(hub.clone(), node.clone(), id, rows.clone(), names, board.boot_unix_ms()));
     let inviter = Inviter {
         rows: rows.clone(),
@@ -357,7 +359,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         inviter,
         keys,
         waiters: groups::Waiters::default(),
-        _journal: events::journal(&hub),
+        _journal: journal,
         events: hub,
         cluster: opened.membership.cluster_name.clone(),
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),

@@ -6,11 +6,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use steadfast::events::hub::Hub;
 use steadfast::identity::Identity;
 use steadfast::node::Report;
 use steadfast_container::verify_host_files;
 use steadfast_proto::catalog::{CheckpointRef, ContainerRow};
-use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
+use steadfast_proto::ids::{ContainerId, Epoch, Incarnation, NodeId};
 use steadfast_proto::node::{Job, Outcome};
 use tokio::task::spawn_blocking;
 
@@ -25,6 +26,9 @@ use crate::api::convert::now_unix_ms;
 /// How often a removal that failed is tried again before it is given up until the next start.
 const DESTROY_ATTEMPTS: u32 = 5;
 const DESTROY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a node waits to be told of registrations before it is a member without them: when all nodes start at the
+/// same time nobody can tell.
+const PROVISION_MAX: Duration = Duration::from_secs(3);
 
 /// The agent's worker.
 pub(crate) struct Worker {
@@ -34,6 +38,7 @@ pub(crate) struct Worker {
     pub(crate) identity: Arc<Mutex<Option<Identity>>>,
     pub(crate) rows: Rows,
     pub(crate) machine: Machine,
+    pub(crate) events: Hub,
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
@@ -43,6 +48,7 @@ impl steadfast::node::Worker for Worker {
             Job::Campaign => self.campaign(),
             Job::Renumber => self.renumber(report),
             Job::Collect => self.collect(),
+            Job::Provision(incarnation) => self.provision(incarnation, report),
             Job::Renew { .. }
             | Job::Start(_)
             | Job::Restore(_)
@@ -87,7 +93,7 @@ impl Worker {
                 let containers = Arc::clone(containers);
                 self.runtime.spawn_blocking(move || destroy(&containers, (container, epoch), forget, report));
             }
-            Job::Collect | Job::Campaign | Job::Renumber => {}
+            Job::Collect | Job::Campaign | Job::Renumber | Job::Provision(_) => {}
         }
     }
 
@@ -149,6 +155,22 @@ impl Worker {
         });
     }
 
+    /// Gets every registration of the whole cluster. A node that nobody tells of them is a member all the same.
+    fn provision(&self, incarnation: Incarnation, report: Report) {
+        let events = self.events.clone();
+        self.runtime.spawn(async move {
+            let outcome = match tokio::time::timeout(PROVISION_MAX, events.provisioned(incarnation)).await {
+                Ok(()) => Outcome::Finished,
+                Err(_) => {
+                    let why = "no member told what is registered for in the whole cluster";
+                    tracing::warn!("{why}: the first events of this node may be missed");
+                    Outcome::Failed(why.to_owned())
+                }
+            };
+            report.done(outcome);
+        });
+    }
+
     fn campaign(&self) {
         let engine = self.engine.clone();
         self.runtime.spawn(async move { engine.campaign().await });
@@ -162,7 +184,12 @@ fn refuse(job: Job, report: Report) {
             report.done(Outcome::Failed("this node runs no containers".to_owned()))
         }
         Job::Stop { .. } | Job::Destroy { .. } => report.done(Outcome::Finished),
-        Job::Renew { .. } | Job::Release { .. } | Job::Collect | Job::Campaign | Job::Renumber => {}
+        Job::Renew { .. }
+        | Job::Release { .. }
+        | Job::Collect
+        | Job::Campaign
+        | Job::Renumber
+        | Job::Provision(_) => {}
     }
 }
 

@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value};
 
 use super::client::{Client, segment};
-use super::event_types::{EmitRequest, EventsStatus};
+use super::event_types::{EmitRequest, Emitted, EventsStatus};
 use super::types::Done;
 use crate::codes::Code;
 use crate::events::cloud::CloudEvent;
@@ -54,7 +54,15 @@ impl Client {
     /// # Errors
     /// The type or a field can't be taken, or the agent can't be reached; nobody was told.
     pub async fn emit_event(&self, kind: &str, fields: Map<String, Value>) -> Result<Done, Failure> {
-        self.post("/v1/events", &EmitRequest { kind: kind.to_owned(), fields }).await
+        self.emit_events(vec![Emitted { kind: kind.to_owned(), fields }]).await
+    }
+
+    /// Tells that all of this happened, in this order; at most 1,000 at once.
+    ///
+    /// # Errors
+    /// A type or a field can't be taken, or the agent can't be reached; nobody was told of any.
+    pub async fn emit_events(&self, said: Vec<Emitted>) -> Result<Done, Failure> {
+        self.post("/v1/events", &EmitRequest::Many(said)).await
     }
 
     /// What the node does for events.

@@ -1,13 +1,38 @@
 //! The JSON of events beside the events themselves, which are [`crate::events::cloud::CloudEvent`]s.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
+
+/// What somebody says has happened: one event, or up to 1,000 in their order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum EmitRequest {
+    /// One.
+    One(Emitted),
+    /// All of these, or none when one can't be taken.
+    Many(Vec<Emitted>),
+}
+
+/// By hand, so that what is wrong is named.
+impl<'de> Deserialize<'de> for EmitRequest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let given = Value::deserialize(deserializer)?;
+        let read = match given {
+            Value::Array(_) => Vec::deserialize(given).map(EmitRequest::Many),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
+                Emitted::deserialize(given).map(EmitRequest::One)
+            }
+        };
+        read.map_err(D::Error::custom)
+    }
+}
 
 /// Something that somebody says has happened.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct EmitRequest {
+pub struct Emitted {
     /// Its type: `user.` and more.
     #[serde(rename = "type")]
     pub kind: String,

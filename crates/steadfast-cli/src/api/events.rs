@@ -31,6 +31,8 @@ use crate::units;
 type Shared = State<Arc<Agent>>;
 type Answer = Result<Response, Failure>;
 
+/// How many events one request may tell.
+const EMIT_MAX: usize = 1_000;
 /// How long ago a stream may begin.
 const SINCE_MAX: Duration = Duration::from_secs(7 * 86_400);
 
@@ -68,18 +70,33 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
 }
 
 pub(super) async fn emit(State(agent): Shared, request: Request) -> Answer {
-    let request: EmitRequest = body(request).await?;
-    let mut fields = Fields::new();
-    for (name, given) in &request.fields {
-        let value = cloud::value(given).ok_or_else(|| {
-            bad(format!(
-                "fields: {name:?} is {given}; a text of up to 4 KiB, a number, true or false is possible"
-            ))
-        })?;
-        fields.insert(name.clone(), value);
+    let said = match body(request).await? {
+        EmitRequest::One(one) => vec![one],
+        EmitRequest::Many(many) => many,
+    };
+    let done = match &said[..] {
+        [] => return Err(bad("an empty list tells nothing; give one event at least")),
+        [one] => format!("{} was told", one.kind),
+        many if many.len() > EMIT_MAX => {
+            return Err(bad(format!("{} events are given; {EMIT_MAX} are possible at once", many.len())));
+        }
+        many => format!("{} events were told", many.len()),
+    };
+    let mut all = Vec::with_capacity(said.len());
+    for one in said {
+        let mut fields = Fields::new();
+        for (name, given) in &one.fields {
+            let value = cloud::value(given).ok_or_else(|| {
+                bad(format!(
+                    "fields: {name:?} is {given}; a text of up to 4 KiB, a number, true or false is possible"
+                ))
+            })?;
+            fields.insert(name.clone(), value);
+        }
+        all.push((one.kind, fields));
     }
-    agent.emit_event(&request.kind, fields)?;
-    Ok(axum::Json(Done { done: format!("{} was told", request.kind) }).into_response())
+    agent.emit_events(all)?;
+    Ok(axum::Json(Done { done }).into_response())
 }
 
 pub(super) async fn status(State(agent): Shared) -> Answer {

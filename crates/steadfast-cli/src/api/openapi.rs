@@ -365,6 +365,7 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<types::Evidence>(add::<types::Eliminated>(components));
     let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
     let components = add::<event_types::EmitRequest>(add::<crate::events::cloud::CloudEvent>(components));
+    let components = add::<event_types::Emitted>(components);
     let components = add::<event_types::EventsStatus>(add::<event_types::WatchedTopic>(components));
     let components = add::<event_types::FollowedTopic>(components);
     let components = add::<types::LogLine>(add::<types::ExecRequest>(components));

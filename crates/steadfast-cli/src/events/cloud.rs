@@ -26,6 +26,8 @@ pub const GAP: &str = "gap";
 pub const RESTARTED: &str = "source.restarted";
 /// The type of a source that is gone, after the prefix.
 pub const DOWN: &str = "source.down";
+/// The type of a source that refuses a registration, after the prefix.
+pub const REFUSED: &str = "source.refused";
 /// The content type of one event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
@@ -82,11 +84,17 @@ impl CloudEvent {
                 data.insert("reason".into(), lost.reason.as_str().into());
                 (GAP.to_owned(), format!("gap-{}-{}", lost.from, lost.to), lost.to, data)
             }
-            Delivery::Restarted { source, at_unix_us } => {
-                (RESTARTED.to_owned(), format!("restarted-{at_unix_us}"), 0, about_source(source))
+            // It holds for all of the node's sources; the id has one of them.
+            Delivery::Restarted { source: _, at_unix_us } => {
+                (RESTARTED.to_owned(), format!("restarted-{at_unix_us}"), 0, Map::new())
             }
-            Delivery::Down { source, at_unix_us } => {
-                (DOWN.to_owned(), format!("down-{at_unix_us}"), 0, about_source(source))
+            Delivery::Down { source: _, at_unix_us } => {
+                (DOWN.to_owned(), format!("down-{at_unix_us}"), 0, Map::new())
+            }
+            Delivery::Refused { source, sequence, reason, at_unix_us } => {
+                let mut data = about_source(source);
+                data.insert("reason".into(), reason.as_str().into());
+                (REFUSED.to_owned(), format!("refused-{at_unix_us}"), *sequence, data)
             }
         };
         CloudEvent {
@@ -130,6 +138,7 @@ impl CloudEvent {
             GAP if last.starts_with("gap-") => self.gap(source, at_unix_us).map(Delivery::Gap),
             RESTARTED if last.starts_with("restarted-") => Ok(Delivery::Restarted { source, at_unix_us }),
             DOWN if last.starts_with("down-") => Ok(Delivery::Down { source, at_unix_us }),
+            REFUSED if last.starts_with("refused-") => self.refused(source, at_unix_us),
             _ => self.event(source, last, at_unix_us).map(Delivery::Event),
         }
     }
@@ -203,6 +212,17 @@ impl CloudEvent {
             return Err(self.foreign("data", &found, "a gap has from, to and reason"));
         };
         Ok(Lost { source, from, to, reason: reason.to_owned(), at_unix_us })
+    }
+
+    fn refused(&self, source: Source, at_unix_us: u64) -> Result<Delivery, ForeignEvent> {
+        let sequence = self.sequence.parse().map_err(|_| {
+            self.foreign("sequence", &self.sequence, "it is the place of the refusal in the sequence, or 0")
+        })?;
+        let Some(reason) = self.data.get("reason").and_then(Json::as_str) else {
+            let found = Json::Object(self.data.clone()).to_string();
+            return Err(self.foreign("data", &found, "a refusal has a reason"));
+        };
+        Ok(Delivery::Refused { source, sequence, reason: reason.to_owned(), at_unix_us })
     }
 
     fn foreign(&self, attribute: &'static str, found: &str, right: &'static str) -> ForeignEvent {
@@ -344,7 +364,9 @@ pub(crate) mod tests {
         );
         let (source, at_unix_us) = (source("container.moved[container=web]"), 1_769_860_800_000_000);
         there_and_back(&Delivery::Restarted { source: source.clone(), at_unix_us });
-        there_and_back(&Delivery::Down { source, at_unix_us });
+        there_and_back(&Delivery::Down { source: source.clone(), at_unix_us });
+        let reason = "/nowhere: there is no such file or folder".to_owned();
+        there_and_back(&Delivery::Refused { source, sequence: 7, reason, at_unix_us });
     }
 
     #[test]

@@ -79,6 +79,17 @@ pub enum Delivery {
         /// When this became known, in microseconds since 1970.
         at_unix_us: u64,
     },
+    /// The source's node can't watch this, or takes no more registrations.
+    Refused {
+        /// The source that refuses.
+        source: Source,
+        /// The number that this takes in its sequence; 0 where it takes none.
+        sequence: u64,
+        /// Why, in words.
+        reason: String,
+        /// When this became known, in microseconds since 1970.
+        at_unix_us: u64,
+    },
 }
 
 impl EventView {
@@ -114,7 +125,9 @@ impl Delivery {
         match self {
             Delivery::Event(event) => &event.source,
             Delivery::Gap(lost) => &lost.source,
-            Delivery::Restarted { source, .. } | Delivery::Down { source, .. } => source,
+            Delivery::Restarted { source, .. }
+            | Delivery::Down { source, .. }
+            | Delivery::Refused { source, .. } => source,
         }
     }
 
@@ -123,7 +136,9 @@ impl Delivery {
         match self {
             Delivery::Event(event) => event.at_unix_us,
             Delivery::Gap(lost) => lost.at_unix_us,
-            Delivery::Restarted { at_unix_us, .. } | Delivery::Down { at_unix_us, .. } => *at_unix_us,
+            Delivery::Restarted { at_unix_us, .. }
+            | Delivery::Down { at_unix_us, .. }
+            | Delivery::Refused { at_unix_us, .. } => *at_unix_us,
         }
     }
 }

@@ -154,7 +154,10 @@ impl Filter {
     pub fn concerns(&self, delivery: &Delivery) -> bool {
         match delivery {
             Delivery::Event(event) => self.matches(event),
-            Delivery::Gap(_) | Delivery::Restarted { .. } | Delivery::Down { .. } => {
+            Delivery::Gap(_)
+            | Delivery::Restarted { .. }
+            | Delivery::Down { .. }
+            | Delivery::Refused { .. } => {
                 self.root.as_ref().is_none_or(|root| evaluate::might(root, delivery.source()))
             }
         }

@@ -248,7 +248,8 @@ and so is one with something that can't be compared, as a share with a time.
 
 As JSON an event is a CloudEvent 1.0: `type` is the type below after `steadfast.`, `data` holds the fields. Beside events a
 stream tells `steadfast.gap` (events `from` to `to` of the type in `of` were missed, and the `reason`),
-`steadfast.source.restarted` and `steadfast.source.down`.
+`steadfast.source.refused` (the node can't watch what is in `of`, or takes no more registrations, and the `reason`), and once for
+each life of a node's agent `steadfast.source.restarted` and `steadfast.source.down`.
 ";
 
 fn title(kind: &Kind) -> String {

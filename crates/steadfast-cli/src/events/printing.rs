@@ -53,13 +53,14 @@ impl Printer {
                 let of = plain(&topic_text(&lost.source.topic));
                 ("gap".to_owned(), format!("missed {which} of {of}: {}", plain(&lost.reason)))
             }
-            Delivery::Restarted { source, .. } => {
-                let of = plain(&topic_text(&source.topic));
-                ("source restarted".to_owned(), format!("{of} begins anew: the agent was started again"))
+            Delivery::Restarted { .. } => {
+                let words = "its events begin anew: the agent was started again";
+                ("source restarted".to_owned(), words.to_owned())
             }
-            Delivery::Down { source, .. } => {
+            Delivery::Down { .. } => ("source down".to_owned(), "the node is no member any more".to_owned()),
+            Delivery::Refused { source, reason, .. } => {
                 let of = plain(&topic_text(&source.topic));
-                ("source down".to_owned(), format!("{of}: the node is no member any more"))
+                ("source refused".to_owned(), format!("{of} refused by {node}: {}", plain(reason)))
             }
         };
         self.node_width = self.node_width.max(node.chars().count().min(WIDTH_MAX));
@@ -157,12 +158,19 @@ mod tests {
             event("clock.step", 1, &[("by_ms", Value::Integer(-61_500)), ("zebra", Value::Flag(true))]);
         let lost =
             Lost { source: source("disk.usage"), from: 3, to: 5, reason: "suppressed".into(), at_unix_us: 0 };
+        let refused = Delivery::Refused {
+            source: source("file.change"),
+            sequence: 1,
+            reason: "/srv is not on this node".into(),
+            at_unix_us: 0,
+        };
         let lines = [
             printer.head(),
             printer.line(&Delivery::Event(usage)),
             printer.line(&Delivery::Event(step)),
             printer.line(&Delivery::Gap(lost)),
             printer.line(&Delivery::Down { source: source("container.moved"), at_unix_us: 0 }),
+            printer.line(&refused),
         ];
         assert_eq!(
             lines.join("\n"),
@@ -170,7 +178,8 @@ mod tests {
              2026-01-31 12:00:00.123  alpha     disk.usage          percent=91.3% path=\"/var/my files\" used_bytes=3.0GiB\n\
              2026-01-31 12:00:00.123  alpha     clock.step          by_ms=-61s zebra=true\n\
              1970-01-01 00:00:00.000  alpha     gap                 missed events 3 to 5 of disk.usage: suppressed\n\
-             1970-01-01 00:00:00.000  alpha     source down         container.moved: the node is no member any more"
+             1970-01-01 00:00:00.000  alpha     source down         the node is no member any more\n\
+             1970-01-01 00:00:00.000  alpha     source refused      file.change refused by alpha: /srv is not on this node"
         );
     }
 

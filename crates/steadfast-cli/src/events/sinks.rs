@@ -443,7 +443,9 @@ pub(crate) mod tests {
             .map(|(kind, delivery)| match delivery {
                 Delivery::Gap(lost) => format!("{kind} {}-{}", lost.from, lost.to),
                 Delivery::Event(event) => event.sequence.to_string(),
-                Delivery::Restarted { .. } | Delivery::Down { .. } => panic!("nothing ended: {delivery:?}"),
+                Delivery::Restarted { .. } | Delivery::Down { .. } | Delivery::Refused { .. } => {
+                    panic!("nothing ended: {delivery:?}")
+                }
             })
             .collect();
         assert_eq!(words, ["1", "2", "3", "gap 4-6", "7"]);

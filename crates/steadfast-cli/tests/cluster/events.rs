@@ -1,31 +1,45 @@
 //! Events on real agents (PROTOCOLS 4.3): who is active for whom, what everybody hears, and what a failure of either end
 //! leaves behind.
 
+use std::fs::{File, remove_file};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use steadfast_cli::api::client::Client;
+use steadfast_cli::api::event_client::EventsOf;
 use steadfast_cli::api::event_types::{EventsStatus, WatchedTopic};
 use steadfast_cli::bed::Host;
 use steadfast_cli::events::cloud::CloudEvent;
+use tokio::sync::oneshot;
 
-use super::support::{Trial, builder};
+use super::support::{PATIENCE, Trial, builder};
 
-/// How many files are written while a listener is handed over again and again; below the rate of their type.
-const FILES: usize = 600;
+/// How many events flow while a listener is handed over again and again, and how many each second at most.
+const CHANGES: u64 = 60_000;
+const PER_SECOND: u32 = 12_000;
+/// How many of them may be on their way: on a machine that is busy with other things they come more slowly.
+const AHEAD_MAX: u64 = 2_000;
 
 /// `steadfast events --follow` on one host, and what it has told.
-struct Listener {
+pub(super) struct Listener {
     child: Child,
     told: Arc<Mutex<Vec<CloudEvent>>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Listener {
-    fn start(host: &Host, filter: &str, further: &[&str]) -> Listener {
-        let mut command: Command = host.steadfast_command();
+    pub(super) fn start(host: &Host, filter: &str, further: &[&str]) -> Listener {
+        Listener::start_with(host, host.steadfast_command(), filter, further)
+    }
+
+    /// With a command line of its own up to the socket.
+    pub(super) fn start_with(host: &Host, mut command: Command, filter: &str, further: &[&str]) -> Listener {
         command.args(["-o", "json", "events", "--follow", "--filter", filter]).args(further);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = host.spawn(&mut command).unwrap();
@@ -40,11 +54,11 @@ impl Listener {
         Listener { child, told, reader: Some(reader) }
     }
 
-    fn told(&self) -> Vec<CloudEvent> {
+    pub(super) fn told(&self) -> Vec<CloudEvent> {
         self.told.lock().unwrap().clone()
     }
 
-    fn has(&self, kind: &str, field: &str, value: &str) -> bool {
+    pub(super) fn has(&self, kind: &str, field: &str, value: &str) -> bool {
         let is = |event: &CloudEvent| {
             event.short_type() == kind && event.data.get(field).is_some_and(|at| at == value)
         };
@@ -63,8 +77,75 @@ impl Drop for Listener {
     }
 }
 
+/// What a [`Follower`] heard: types with the numbers of their sequence.
+#[derive(Default)]
+struct Heard {
+    all: Mutex<Vec<(String, u64)>>,
+    more: Condvar,
+}
+
+impl Heard {
+    fn all(&self) -> Vec<(String, u64)> {
+        self.all.lock().unwrap().clone()
+    }
+
+    fn wait_count(&self, count: u64) {
+        let all = self.all.lock().unwrap();
+        let (all, waited) =
+            self.more.wait_timeout_while(all, PATIENCE, |all| (all.len() as u64) < count).unwrap();
+        assert!(!waited.timed_out(), "{} of {count} events were heard, the last {:?}", all.len(), all.last());
+    }
+
+    /// Holds the caller back until then.
+    fn pace(&self, until: Instant) {
+        let all = self.all.lock().unwrap();
+        let left = until.saturating_duration_since(Instant::now());
+        drop(self.more.wait_timeout_while(all, left, |_| true).unwrap());
+    }
+}
+
+/// A Rust program that follows events by the agent of a host.
+struct Follower {
+    heard: Arc<Heard>,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Follower {
+    fn start(host: &Host, filter: &str) -> Follower {
+        let (heard, (end, ended)) = (Arc::<Heard>::default(), oneshot::channel::<()>());
+        let (client, noted) = (Client::new(host.socket()), Arc::clone(&heard));
+        let wanted = EventsOf { filter: Some(filter.to_owned()), since: None };
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let follow = async {
+                let mut events = pin!(client.follow_events(wanted));
+                while let Some(event) = events.next().await {
+                    let event = event.unwrap();
+                    let one = (event.short_type().to_owned(), event.sequence.parse().unwrap());
+                    noted.all.lock().unwrap().push(one);
+                    noted.more.notify_all();
+                }
+            };
+            runtime.block_on(async {
+                tokio::select! { () = follow => {}, _ = ended => {} }
+            });
+        });
+        Follower { heard, end: Some(end), thread: Some(thread) }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// What a host says of a topic; absent where nobody ever registered.
-fn topic(host: &Host, wanted: &str) -> Option<WatchedTopic> {
+pub(super) fn topic(host: &Host, wanted: &str) -> Option<WatchedTopic> {
     let status: EventsStatus = host.steadfast_as(&["-o", "json", "events", "status"]).ok()?;
     status.topics.into_iter().find(|topic| topic.topic == wanted)
 }
@@ -77,20 +158,20 @@ fn wait_listener(trial: &Trial, host: &Host, wanted: &str, state: &str) {
     });
 }
 
-fn wait_active(trial: &Trial, host: &Host, wanted: &str, active: bool) {
+pub(super) fn wait_active(trial: &Trial, host: &Host, wanted: &str, active: bool) {
     trial.wait(&format!("{} to be active on {}: {active}", wanted, host.name()), || {
         (topic(host, wanted).is_some_and(|topic| topic.active) == active).then_some(())
     });
 }
 
 /// A folder of the test, as every host sees it.
-fn folder(trial: &Trial) -> PathBuf {
+pub(super) fn folder(trial: &Trial) -> PathBuf {
     let folder = trial.bed.base().join("watched");
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-fn write(folder: &Path, name: &str) {
+pub(super) fn write(folder: &Path, name: &str) {
     std::fs::write(folder.join(name), b"x").unwrap();
 }
 
@@ -149,40 +230,61 @@ fn a_producer_is_active_for_whoever_registered_and_for_nobody_else() {
 }
 
 #[test]
-fn a_listener_that_is_handed_over_again_and_again_leaves_no_hole() {
+fn ten_thousand_events_a_second_go_through_hand_overs_without_a_hole() {
     let trial = Trial::with(builder());
     let [alpha, beta, _] = trial.bed.hosts() else { panic!("a bed of three") };
     let folder = folder(&trial);
     let watched = format!("file.change[path={}]", folder.display());
     let filter = format!("type=file.change and path={} and node={}", folder.display(), beta.name());
-    let remote = Listener::start(alpha, &filter, &[]);
+    let remote = Follower::start(alpha, &filter);
     wait_listener(&trial, beta, &watched, "registered");
+    let started = Instant::now();
     let writer = {
-        let folder = folder.clone();
+        let (folder, heard) = (folder.clone(), Arc::clone(&remote.heard));
         std::thread::spawn(move || {
-            for number in 0..FILES {
-                write(&folder, &format!("file-{number}"));
-                std::thread::sleep(std::time::Duration::from_millis(10));
+            for number in 0..CHANGES {
+                let file = folder.join(format!("file-{}", number / 2));
+                // Each is one event: made, removed, made, removed.
+                if number % 2 == 0 {
+                    drop(File::create(file).unwrap())
+                } else {
+                    remove_file(file).unwrap()
+                }
+                if number % 100 == 99 {
+                    heard.wait_count(number.saturating_sub(AHEAD_MAX));
+                    heard.pace(
+                        started + Duration::from_secs(1) * u32::try_from(number + 1).unwrap() / PER_SECOND,
+                    );
+                }
             }
         })
     };
+    let mut visits = 0;
     while !writer.is_finished() {
-        let local = Listener::start(beta, &filter, &[]);
+        let local = Follower::start(beta, &filter);
+        local.heard.wait_count(100);
         wait_listener(&trial, beta, &watched, "observing");
         drop(local);
         wait_listener(&trial, beta, &watched, "registered");
+        visits += 1;
     }
     writer.join().unwrap();
-    let last = format!("file-{}", FILES - 1);
-    trial.wait("the last file to be heard of", || remote.has("file.change", "name", &last).then_some(()));
-    let told = remote.told();
-    let sequence: Vec<u64> = told.iter().map(|event| event.sequence.parse().unwrap()).collect();
-    assert!(told.iter().all(|event| event.short_type() == "file.change"), "{told:?}");
-    assert!(sequence.windows(2).all(|pair| pair[1] == pair[0] + 1), "{sequence:?}");
-    for number in 0..FILES {
-        let name = format!("file-{number}");
-        assert!(told.iter().any(|event| event.data["name"] == name.as_str()), "{name} was not heard of");
-    }
+    remote.heard.wait_count(CHANGES);
+    let took = started.elapsed();
+    let heard = remote.heard.all();
+    eprintln!(
+        "{CHANGES} events in {took:.1?}, {:.0} each second, through {} hand-overs",
+        f64::from(u32::try_from(CHANGES).unwrap()) / took.as_secs_f64(),
+        2 * visits
+    );
+    assert!(visits > 0);
+    assert!(
+        heard.iter().all(|(kind, _)| kind == "file.change"),
+        "{:?}",
+        heard.iter().find(|(kind, _)| kind != "file.change")
+    );
+    assert!(heard.windows(2).all(|pair| pair[1].1 == pair[0].1 + 1), "a hole, or an event twice");
+    assert_eq!(heard.len() as u64, CHANGES);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod conclusions;
 mod detection;
 mod devices;
 mod events;
+mod events_failures;
 mod forgeries;
 mod groups;
 mod identity;

@@ -84,7 +84,7 @@ impl Log {
             Delivery::Event(event) => at(&event.source, event.seq),
             Delivery::Gap(gap) => at(&gap.source, gap.to),
             Delivery::SourceRestarted(source) => at(source, 0),
-            Delivery::SourceDown(source) => {
+            Delivery::SourceDown(source) | Delivery::SourceRefused(source, _) => {
                 self.entries.back().map_or_else(|| at(source, 0), |entry| entry.upto)
             }
         };
@@ -128,7 +128,7 @@ impl Log {
             Delivery::Event(event) => (&event.source, event.seq, event.seq),
             Delivery::Gap(gap) => (&gap.source, gap.from, gap.to),
             Delivery::SourceRestarted(source) => (source, 1, 0),
-            Delivery::SourceDown(_) => return,
+            Delivery::SourceDown(_) | Delivery::SourceRefused(..) => return,
         };
         match self.evicted.back_mut() {
             Some(last) if last.source.life == source.life => last.upto = upto,
@@ -166,7 +166,7 @@ impl Log {
             match &entry.delivery {
                 Delivery::Event(_) | Delivery::SourceRestarted(_) if entry.upto <= last => continue, // EV3
                 Delivery::Event(_) | Delivery::SourceRestarted(_) => into.push(entry.delivery.clone()),
-                Delivery::SourceDown(_) => {
+                Delivery::SourceDown(_) | Delivery::SourceRefused(..) => {
                     into.push(entry.delivery.clone());
                     continue;
                 }
@@ -216,7 +216,10 @@ impl Log {
     pub(super) fn place_since(&self, unix_us: u64) -> u64 {
         let is_since = |entry: &Entry| match &entry.delivery {
             Delivery::Event(event) => event.what.at_unix_us >= unix_us,
-            Delivery::Gap(_) | Delivery::SourceRestarted(_) | Delivery::SourceDown(_) => false,
+            Delivery::Gap(_)
+            | Delivery::SourceRestarted(_)
+            | Delivery::SourceDown(_)
+            | Delivery::SourceRefused(..) => false,
         };
         let found = self.entries.iter().position(is_since);
         self.base + found.unwrap_or(self.entries.len()) as u64
@@ -227,7 +230,7 @@ impl Log {
         self.entries.range(self.offset(place)..).find_map(|entry| match &entry.delivery {
             Delivery::Event(event) => Some(event.seq),
             Delivery::Gap(gap) => Some(gap.from),
-            Delivery::SourceRestarted(_) | Delivery::SourceDown(_) => None,
+            Delivery::SourceRestarted(_) | Delivery::SourceDown(_) | Delivery::SourceRefused(..) => None,
         })
     }
 

@@ -17,6 +17,9 @@ use crate::ids::{Incarnation, NodeId};
 use crate::machine::Machine;
 use crate::time::Time;
 
+/// The longest reason why something can't be watched, in bytes; what is longer is cut.
+pub(super) const WHY_BYTES_MAX: usize = 512;
+
 /// What can happen to a node's part in events.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -41,6 +44,14 @@ pub enum Input {
         /// How many; at least 1.
         count: u64,
     },
+    /// The producer of this topic can't watch it here, or no more, and why. It is told to begin again when somebody else
+    /// registers.
+    Unwatchable {
+        /// Which topic.
+        topic: Topic,
+        /// One sentence, for people.
+        why: String,
+    },
     /// A message arrived from this life of a node, which the transport has made sure of.
     Received {
         /// Who sent it.
@@ -48,12 +59,10 @@ pub enum Input {
         /// What it says.
         message: Message,
     },
-    /// The list of members, this node among them or not. Whoever is not in it is gone.
+    /// The list of members, this node among them or not. Whoever is not in it is gone. While this node, in its present
+    /// life, is not in it, it asks them for all registrations of the whole cluster: only when it is `provisioned` may it
+    /// be announced as up, otherwise its first events are missed.
     Members(BTreeMap<NodeId, Incarnation>),
-    /// A node joins: this one gives it all registrations of the whole cluster, and says `provisioned` when it has them.
-    /// Only then may it be announced as up, otherwise its first events are missed. One member does that for a joining
-    /// node, which must itself know that member by `Members`.
-    Joining(Life),
     /// The way to this node works again: what was under way may be lost.
     Reconnected(NodeId),
     /// The time of [`Machine::deadline`] has come.
@@ -70,6 +79,8 @@ pub struct Events {
     pub(super) settings: Arc<Settings>,
     pub(super) knows_members: bool,
     pub(super) peers: BTreeMap<NodeId, Peer>,
+    /// What it asks for while it is no member.
+    pub(super) asking: Option<Asking>,
     pub(super) topics: BTreeMap<Arc<Topic>, Watched>,
     pub(super) streams: BTreeMap<Key, Stream>,
     pub(super) numbers: BTreeMap<u64, Key>,
@@ -92,8 +103,6 @@ pub struct Events {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Peer {
     pub(super) incarnation: Incarnation,
-    /// Whether it joins and is no member yet.
-    pub(super) is_joining: bool,
     /// Topics of which there is something to send.
     pub(super) ready: BTreeSet<Arc<Topic>>,
     /// The topic that was sent last: the one after it is next.
@@ -102,15 +111,15 @@ pub(super) struct Peer {
     /// What its registrations here are for.
     pub(super) feeds: BTreeMap<u64, Arc<Topic>>,
     pub(super) renew_at: Time,
-    /// What a joining node has yet to be given, message by message, and when to try again.
-    pub(super) provision: Option<Provision>,
 }
 
-/// Registrations on their way to a joining node.
+/// What this node, which is no member yet, wants to know of one member.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Provision {
-    pub(super) pages: Vec<Vec<(Life, Topic)>>,
-    pub(super) page: u32,
+pub(super) struct Asking {
+    /// Whom it asked last; nobody if there is nobody else.
+    pub(super) of: Option<NodeId>,
+    /// The last registration that it was told.
+    pub(super) after: Option<(Life, Topic)>,
     pub(super) again_at: Time,
 }
 
@@ -122,6 +131,7 @@ impl Events {
             settings: Arc::new(settings),
             knows_members: false,
             peers: BTreeMap::new(),
+            asking: None,
             topics: BTreeMap::new(),
             streams: BTreeMap::new(),
             numbers: BTreeMap::new(),
@@ -153,6 +163,12 @@ impl Events {
         places.filter(|(node, (lane, _))| is_waiting(node, *lane)).map(|(node, _)| *node).collect()
     }
 
+    /// Up to where a consumer was told of each node, from which another can go on.
+    pub fn positions(&self, id: ConsumerId) -> BTreeMap<NodeId, Position> {
+        let places = self.consumers.get(&id).into_iter().flat_map(|consumer| &consumer.places);
+        places.map(|(node, (_, cursor))| (*node, cursor.last)).collect()
+    }
+
     /// What this node does for events.
     pub fn status(&self) -> Status {
         let topics = self.topics.values().map(Watched::status).collect();
@@ -182,7 +198,7 @@ impl Events {
         if matches!(scope, Scope::Local | Scope::Cluster) || wants(self.me.node) {
             self.attach_own(id, out);
         }
-        let members = self.peers.iter().filter(|(node, peer)| wants(**node) && !peer.is_joining);
+        let members = self.peers.iter().filter(|(node, _)| wants(**node));
         let members: Vec<Life> =
             members.map(|(node, peer)| Life { node: *node, incarnation: peer.incarnation }).collect();
         for life in members {
@@ -248,8 +264,19 @@ impl Events {
         if cursor.place < watched.log.end() && consumer.ready.insert(self.me.node) {
             out.news.push(id);
         }
-        if was_active && consumer.interest.nature == Nature::Level {
-            out.producers.push(Order::Reannounce(Topic::clone(&topic)));
+        let nature = consumer.interest.nature;
+        if was_active {
+            self.tell_late(&topic, nature, out);
+        }
+    }
+
+    /// Somebody registered for what a producer is active for already.
+    pub(super) fn tell_late(&mut self, topic: &Arc<Topic>, nature: Nature, out: &mut Batch) {
+        let Some(watched) = self.topics.get_mut(topic) else { return };
+        if std::mem::take(&mut watched.is_unwatchable) {
+            out.producers.push(Order::Activate(Topic::clone(topic)));
+        } else if nature == Nature::Level {
+            out.producers.push(Order::Reannounce(Topic::clone(topic)));
         }
     }
 
@@ -410,11 +437,12 @@ impl Events {
         }
     }
 
-    fn missed(&mut self, topic: &Topic, count: u64, out: &mut Batch) {
+    fn missed(&mut self, topic: &Topic, count: u64, reason: GapReason, out: &mut Batch) {
         let Some((topic, _)) = self.topics.get_key_value(topic) else { return };
         let topic = topic.clone();
         let Some(watched) = self.topics.get_mut(&topic).filter(|watched| watched.is_active()) else { return };
-        watched.skip(&mut self.stamp, count, GapReason::Producer);
+        watched.is_unwatchable = matches!(reason, GapReason::Unwatchable(_));
+        watched.skip(&mut self.stamp, count, reason);
         self.wake_own(&topic, out);
     }
 }
@@ -439,10 +467,13 @@ impl Machine for Events {
                     self.happened(now, &topic, what, out);
                 }
             }
-            Input::Missed { topic, count } => self.missed(&topic, count, out),
+            Input::Missed { topic, count } => self.missed(&topic, count, GapReason::Producer, out),
+            Input::Unwatchable { topic, mut why } => {
+                why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
+                self.missed(&topic, 1, GapReason::Unwatchable(why), out);
+            }
             Input::Received { from, message } => self.receive(now, from, message, out),
             Input::Members(members) => self.install(now, &members, out),
-            Input::Joining(life) => self.join(now, life, out),
             Input::Reconnected(node) => self.reconnect(now, node, out),
             Input::Deadline => self.expire(now, out),
         }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::machine::{Peer, Provision, Standing};
+use super::machine::{Asking, Peer, Standing};
 use super::message::{NOTIFY_BYTES, topic_bytes};
 use super::source::Feed;
 use super::stream::{Consumer, Key, State};
@@ -15,8 +15,6 @@ use super::{Batch, ConsumerId, Events, Life, Message, Scope, Topic, Variant};
 use crate::ids::{Incarnation, NodeId};
 use crate::time::Time;
 
-/// How many nodes join at once through one member at most.
-const JOINING_MAX: usize = 16;
 /// Of how many topics of nodes that are gone it is kept what they told.
 const GONE_MAX: usize = 1_024;
 
@@ -25,8 +23,8 @@ impl Events {
     pub(super) fn install(&mut self, now: Time, members: &BTreeMap<NodeId, Incarnation>, out: &mut Batch) {
         let standing = if self.knows_members { Standing::New } else { Standing::Old };
         self.knows_members = true;
-        let is_gone = |(node, peer): &(&NodeId, &Peer)| !peer.is_joining && !members.contains_key(node);
-        let gone: Vec<NodeId> = self.peers.iter().filter(is_gone).map(|(node, _)| *node).collect();
+        let gone: Vec<NodeId> =
+            self.peers.keys().filter(|node| !members.contains_key(node)).copied().collect();
         for node in gone {
             self.gone(node, out);
         }
@@ -34,36 +32,34 @@ impl Events {
         for (node, incarnation) in members.iter().filter(|(node, _)| **node != me) {
             let life = Life { node: *node, incarnation: *incarnation };
             match self.peers.get_mut(node) {
-                Some(peer) if peer.incarnation > *incarnation => {}
-                Some(peer) if peer.incarnation == *incarnation && !peer.is_joining => {}
-                Some(peer) if peer.incarnation == *incarnation => {
-                    peer.is_joining = false;
-                    self.appear(now, life, Standing::New, out);
-                }
+                Some(peer) if peer.incarnation >= *incarnation => {}
                 Some(_) => {
                     self.drop_feeds(*node, out);
-                    self.meet(now, life, false);
+                    self.meet(now, life);
                     self.appear(now, life, Standing::New, out);
                 }
                 None => {
-                    self.meet(now, life, false);
+                    self.meet(now, life);
                     self.appear(now, life, standing, out);
                 }
             }
         }
+        if members.get(&me) == Some(&self.me.incarnation) {
+            self.asking = None;
+        } else if self.asking.is_none() {
+            self.ask_next(now, out);
+        }
     }
 
-    fn meet(&mut self, now: Time, life: Life, is_joining: bool) {
+    fn meet(&mut self, now: Time, life: Life) {
         let renew_at = now + self.settings.renew;
         let peer = Peer {
             incarnation: life.incarnation,
-            is_joining,
             ready: BTreeSet::new(),
             turn: None,
             in_flight: 0,
             feeds: BTreeMap::new(),
             renew_at,
-            provision: None,
         };
         self.peers.insert(life.node, peer);
         self.wake_by(Some(renew_at));
@@ -163,75 +159,90 @@ impl Events {
         });
     }
 
-    /// Gives a joining node what the whole cluster registered for.
-    pub(super) fn join(&mut self, now: Time, life: Life, out: &mut Batch) {
-        if life.node == self.me.node {
-            return;
+    /// Asks the next of the members for what the whole cluster registered for. As that is repeated before leases end, a
+    /// node that waits for long to be a member has what there is then.
+    pub(super) fn ask_next(&mut self, now: Time, out: &mut Batch) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let last = self.asking.as_ref().and_then(|asking| asking.of);
+        let next = last.and_then(|last| self.peers.range((Excluded(last), Unbounded)).next());
+        let next = next.or_else(|| self.peers.first_key_value()).map(|(node, _)| *node);
+        self.asking = Some(Asking { of: next, after: None, again_at: now });
+        if next.is_some() {
+            return self.ask_for_more(now, out);
         }
-        let joining = self.peers.values().filter(|peer| peer.is_joining).count();
-        match self.peers.get(&life.node) {
-            Some(peer) if peer.incarnation > life.incarnation => return,
-            Some(peer) if peer.incarnation == life.incarnation => {}
-            Some(_) => {
-                self.gone(life.node, out);
-                self.meet(now, life, true);
-            }
-            None if joining >= JOINING_MAX => return self.rejected += 1,
-            None => self.meet(now, life, true),
-        }
-        let pages = self.pages();
-        let Some(peer) = self.peers.get_mut(&life.node) else { return };
-        peer.provision = Some(Provision { pages, page: 0, again_at: now });
-        self.provision(now, life, out);
+        // Nobody else is there whose registrations could be missed.
+        self.provisioned(now, out);
     }
 
-    /// Every registration of the whole cluster that is known here, in messages.
-    fn pages(&self) -> Vec<Vec<(Life, Topic)>> {
+    fn ask_for_more(&mut self, now: Time, out: &mut Batch) {
+        let Some(asking) = &mut self.asking else { return };
+        let Some((node, peer)) = asking.of.and_then(|of| self.peers.get_key_value(&of)) else { return };
+        let member = Life { node: *node, incarnation: peer.incarnation };
+        out.send.push((member, Message::Join { after: asking.after.clone() }));
+        asking.again_at = now + self.settings.retry;
+        let again_at = asking.again_at;
+        self.wake_by(Some(again_at));
+    }
+
+    fn provisioned(&mut self, now: Time, out: &mut Batch) {
+        let Some(asking) = &mut self.asking else { return };
+        asking.again_at = now + self.settings.renew;
+        out.provisioned = true;
+        let again_at = asking.again_at;
+        self.wake_by(Some(again_at));
+    }
+
+    /// This node was told what it asked for, or some of it.
+    pub(super) fn told_registrations(
+        &mut self,
+        now: Time,
+        from: Life,
+        registrations: Vec<(Life, Topic)>,
+        is_all: bool,
+        out: &mut Batch,
+    ) {
+        if self.asking.as_ref().and_then(|asking| asking.of) != Some(from.node) {
+            return;
+        }
+        for (life, topic) in &registrations {
+            self.replicated(now, *life, topic, out);
+        }
+        if is_all || registrations.is_empty() {
+            return self.provisioned(now, out);
+        }
+        if let Some(asking) = &mut self.asking {
+            asking.after = registrations.into_iter().next_back();
+        }
+        self.ask_for_more(now, out);
+    }
+
+    /// Tells a joining node what the whole cluster registered for, as far as it is known here; as much as a message takes.
+    pub(super) fn tell_registrations(&self, to: Life, after: Option<(Life, Topic)>, out: &mut Batch) {
         let own = self.consumers.values().filter(|consumer| {
             consumer.interest.scope == Scope::Cluster && consumer.interest.variant == Variant::Replicated
         });
-        let own = own.map(|consumer| (self.me, consumer.topic.clone()));
+        let own = own.map(|consumer| (self.me, Topic::clone(&consumer.topic)));
         let others = self.topics.iter().flat_map(|(topic, watched)| {
             let feeds = watched.feeds.iter().filter(|(_, feed)| feed.variant == Variant::Replicated);
-            feeds
-                .map(|((node, _), feed)| (Life { node: *node, incarnation: feed.incarnation }, topic.clone()))
+            let of = |(node, feed): (NodeId, &Feed)| Life { node, incarnation: feed.incarnation };
+            feeds.map(move |((node, _), feed)| (of((*node, feed)), Topic::clone(topic)))
         });
-        let all: BTreeSet<(Life, Arc<Topic>)> = own.chain(others).collect();
-        let (mut pages, mut bytes): (Vec<Vec<(Life, Topic)>>, usize) = (Vec::new(), usize::MAX);
-        for (life, topic) in all {
-            let size = topic_bytes(&topic) + size_of::<Life>();
-            if bytes.saturating_add(size) > NOTIFY_BYTES {
-                pages.push(Vec::new());
-                bytes = 0;
-            }
-            bytes += size;
-            if let Some(page) = pages.last_mut() {
-                page.push((life, Topic::clone(&topic)));
-            }
-        }
-        pages
-    }
-
-    /// Sends a joining node its next message, or says that it has everything.
-    pub(super) fn provision(&mut self, now: Time, life: Life, out: &mut Batch) {
-        let again_at = now + self.settings.retry;
-        let Some(peer) = self.peers.get_mut(&life.node) else { return };
-        let Some(provision) = &mut peer.provision else { return };
-        let index = usize::try_from(provision.page).unwrap_or(usize::MAX);
-        let Some(registrations) = provision.pages.get(index).cloned() else {
-            peer.provision = None;
-            return out.provisioned.push(life);
+        let left: BTreeSet<(Life, Topic)> =
+            own.chain(others).filter(|one| after.as_ref().is_none_or(|after| one > after)).collect();
+        let count = left.len();
+        let mut bytes = 0;
+        let fits = |(_, topic): &(Life, Topic)| {
+            bytes += topic_bytes(topic) + size_of::<Life>();
+            bytes <= NOTIFY_BYTES
         };
-        provision.again_at = again_at;
-        let page = provision.page;
-        out.send.push((life, Message::Replicate { page, registrations }));
-        self.wake_by(Some(again_at));
+        let registrations: Vec<(Life, Topic)> = left.into_iter().take_while(fits).collect();
+        let is_all = registrations.len() == count;
+        out.send.push((to, Message::Replicate { registrations, is_all }));
     }
 
     /// Sends again what may have been lost with a connection.
     pub(super) fn reconnect(&mut self, now: Time, node: NodeId, out: &mut Batch) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let life = Life { node, incarnation: peer.incarnation };
         peer.renew_at = now;
         for (topic, watched) in &mut self.topics {
             for (_, feed) in watched.feeds.range_mut((node, 0)..=(node, u64::MAX)) {
@@ -248,7 +259,6 @@ impl Events {
                 self.ask_again(now, &key, out);
             }
         }
-        self.provision(now, life, out);
         self.renew(now, out);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::machine::WHY_BYTES_MAX;
 use super::{
     FIELDS_MAX, GapReason, Life, NAME_BYTES_MAX, Nature, Occurrence, Position, Refusal, TEXT_BYTES_MAX,
     Topic, Value, Variant,
@@ -151,17 +152,17 @@ pub enum Message {
         /// Which registrations of the receiver.
         numbers: Vec<u64>,
     },
-    /// To a joining node: registrations of the whole cluster, which are to be its own before it counts as up.
-    Replicate {
-        /// Counts these messages, from 0.
-        page: u32,
-        /// Who wants to be told of what.
-        registrations: Vec<(Life, Topic)>,
+    /// From a node that is no member yet: give me the registrations of the whole cluster.
+    Join {
+        /// Those after this one; it is what was told last.
+        after: Option<(Life, Topic)>,
     },
-    /// The answer to `Replicate`.
-    Replicated {
-        /// Which message.
-        page: u32,
+    /// The answer to `Join`: registrations, which are to be the joining node's own before it counts as up.
+    Replicate {
+        /// Who wants to be told of what, in order.
+        registrations: Vec<(Life, Topic)>,
+        /// Whether there are no more.
+        is_all: bool,
     },
 }
 
@@ -218,11 +219,14 @@ impl Message {
                 bound(parts.len() <= LIST_MAX, "list")?;
                 let is_sound = |item: &Item| match item {
                     Item::Event { seq, what } => *seq > 0 && is_sound_occurrence(what),
-                    Item::Gap { from, to, .. } => *from > 0 && from <= to,
+                    Item::Gap { from, to, reason } => {
+                        *from > 0 && from <= to && gap_bytes(reason) <= SMALL_BYTES + WHY_BYTES_MAX
+                    }
                 };
                 bound(parts.iter().all(|part| part.items.iter().all(is_sound)), "event")
             }
-            Message::Registered { .. } | Message::Refused { .. } | Message::Replicated { .. } => Ok(()),
+            Message::Join { after } => bound(after.iter().all(|(_, topic)| is_sound_topic(topic)), "topic"),
+            Message::Registered { .. } | Message::Refused { .. } => Ok(()),
         }
     }
 }
@@ -265,6 +269,18 @@ pub(super) fn occurrence_bytes(what: &Occurrence) -> usize {
     };
     let fields = what.fields.iter().map(|(name, field)| name.len() + value(field) + SMALL_BYTES / 2);
     SMALL_BYTES + fields.sum::<usize>()
+}
+
+/// How many bytes a gap takes at most.
+pub(super) fn gap_bytes(reason: &GapReason) -> usize {
+    match reason {
+        GapReason::Unwatchable(why) => SMALL_BYTES + why.len(),
+        GapReason::Overrun
+        | GapReason::Retention
+        | GapReason::Suppressed
+        | GapReason::Unwatched
+        | GapReason::Producer => SMALL_BYTES,
+    }
 }
 
 /// Serde of something shared as of what is shared.

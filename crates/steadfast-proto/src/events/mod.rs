@@ -216,7 +216,7 @@ pub struct Gap {
 }
 
 /// Why events are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum GapReason {
     /// The consumer was slower than its buffer allows.
     Overrun,
@@ -228,6 +228,8 @@ pub enum GapReason {
     Unwatched,
     /// The producer lost them, or they were too big; the range's length is their number as far as it is known.
     Producer,
+    /// The node can't watch this, and why: one number stands for whatever happens until somebody registers again.
+    Unwatchable(String),
 }
 
 /// What a consumer is given.
@@ -241,6 +243,8 @@ pub enum Delivery {
     SourceRestarted(Arc<Source>),
     /// The node is no member any more. Its sequence goes on should it come back in the same life.
     SourceDown(Arc<Source>),
+    /// The node refuses the registration. It is asked again; this is told once for each reason.
+    SourceRefused(Arc<Source>, Refusal),
 }
 
 impl Delivery {
@@ -249,7 +253,9 @@ impl Delivery {
         match self {
             Delivery::Event(event) => &event.source,
             Delivery::Gap(gap) => &gap.source,
-            Delivery::SourceRestarted(source) | Delivery::SourceDown(source) => source,
+            Delivery::SourceRestarted(source)
+            | Delivery::SourceDown(source)
+            | Delivery::SourceRefused(source, _) => source,
         }
     }
 }
@@ -300,6 +306,6 @@ pub struct Batch {
     pub settled: Vec<ConsumerId>,
     /// Consumers that had nothing to take and have now. Each is told again only after it took everything.
     pub news: Vec<ConsumerId>,
-    /// Joining nodes that have every registration of the whole cluster and may count as up.
-    pub provisioned: Vec<Life>,
+    /// This node, which is no member yet, has every registration of the whole cluster and may count as up.
+    pub provisioned: bool,
 }

@@ -7,7 +7,7 @@
 use super::message::{Part, Progress, Start, is_sound_topic};
 use super::source::{Feed, Flow, PROVISIONED};
 use super::stream::{Key, Lane, State};
-use super::{Batch, Events, Item, Life, Message, Nature, Order, Refusal, Topic, Variant};
+use super::{Batch, Events, Item, Life, Message, Nature, Refusal, Topic, Variant};
 use crate::flaw::{Flaw, is_planted};
 use crate::time::Time;
 
@@ -24,6 +24,10 @@ struct Wish {
 
 impl Events {
     pub(super) fn receive(&mut self, now: Time, from: Life, message: Message, out: &mut Batch) {
+        // Whoever is to be a member asks before it is one.
+        if let Message::Join { after } = message {
+            return self.tell_registrations(from, after, out);
+        }
         if self.peers.get(&from.node).is_none_or(|peer| peer.incarnation != from.incarnation) {
             self.rejected += 1;
             return;
@@ -58,21 +62,10 @@ impl Events {
                     }
                 }
             }
-            Message::Replicate { page, registrations } => {
-                for (life, topic) in registrations {
-                    self.replicated(now, life, &topic, out);
-                }
-                out.send.push((from, Message::Replicated { page }));
+            Message::Replicate { registrations, is_all } => {
+                self.told_registrations(now, from, registrations, is_all, out);
             }
-            Message::Replicated { page } => {
-                let Some(peer) = self.peers.get_mut(&from.node) else { return };
-                let Some(provision) = peer.provision.as_mut().filter(|provision| provision.page == page)
-                else {
-                    return;
-                };
-                provision.page += 1;
-                self.provision(now, from, out);
-            }
+            Message::Join { .. } => {}
         }
     }
 
@@ -123,8 +116,8 @@ impl Events {
                     feed.flow = Flow::new(attempt, first, credit, &settings);
                 }
             }
-            if was_active && nature == Nature::Level {
-                out.producers.push(Order::Reannounce(Topic::clone(&topic)));
+            if was_active {
+                self.tell_late(&topic, nature, out);
             }
         }
         let Some(watched) = self.topics.get_mut(&topic) else { return Ok(()) };
@@ -157,7 +150,7 @@ impl Events {
     }
 
     /// A joining node takes over a registration of the whole cluster; its origin will say from where on.
-    fn replicated(&mut self, now: Time, life: Life, topic: &Topic, out: &mut Batch) {
+    pub(super) fn replicated(&mut self, now: Time, life: Life, topic: &Topic, out: &mut Batch) {
         let is_other_life =
             self.peers.get(&life.node).is_some_and(|peer| peer.incarnation != life.incarnation);
         let is_full = self.registrations_of(life) >= self.settings.registrations_max;
@@ -187,6 +180,10 @@ impl Events {
         let again_at = now + self.settings.renew;
         let Some(stream) = self.streams.get_mut(&key) else { return };
         stream.state = State::Refused { reason, again_at };
+        if stream.is_refused(reason, &mut self.stamp) {
+            self.wake_stream(&key, out);
+        }
+        let Some(stream) = self.streams.get(&key) else { return };
         let ids: Vec<_> = stream.consumers.keys().copied().collect();
         for id in ids {
             self.settle_consumer(id, out);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::bucket::Bucket;
 use super::log::{Cursor, Log};
 use super::message::{
-    NOTIFY_BYTES, Part, Progress, SMALL_BYTES, Start, is_sound_occurrence, occurrence_bytes,
+    NOTIFY_BYTES, Part, Progress, SMALL_BYTES, Start, gap_bytes, is_sound_occurrence, occurrence_bytes,
 };
 use super::{
     ConsumerId, Delivery, Event, Gap, GapReason, Item, Life, Listener, Occurrence, Order, Position, Settings,
@@ -34,6 +34,8 @@ pub(super) struct Watched {
     pub(super) consumers: BTreeMap<ConsumerId, usize>,
     /// Registrations of other nodes by their numbers.
     pub(super) feeds: BTreeMap<(NodeId, u64), Feed>,
+    /// Whether the producer said that it can't watch this, and nobody registered since.
+    pub(super) is_unwatchable: bool,
     listener: Listener,
     active: bool,
     was_active: bool,
@@ -94,6 +96,7 @@ impl Watched {
             source,
             consumers: BTreeMap::new(),
             feeds: BTreeMap::new(),
+            is_unwatchable: false,
             listener: Listener::Off,
             active: false,
             was_active: false,
@@ -165,6 +168,7 @@ impl Watched {
             return false;
         }
         self.active = is_active;
+        self.is_unwatchable = false;
         let topic = Topic::clone(&self.source.topic);
         if !is_active {
             out.push(Order::Deactivate(topic));
@@ -227,8 +231,9 @@ impl Watched {
     }
 
     fn gap(&mut self, stamp: &mut u64, from: u64, reason: GapReason) {
+        let bytes = gap_bytes(&reason);
         let gap = Gap { source: self.source.clone(), from, to: self.next - 1, reason };
-        self.append(stamp, SMALL_BYTES, Delivery::Gap(gap));
+        self.append(stamp, bytes, Delivery::Gap(gap));
     }
 
     fn append(&mut self, stamp: &mut u64, bytes: usize, delivery: Delivery) {
@@ -381,10 +386,12 @@ impl Flow {
                 }
                 Delivery::Gap(gap) => {
                     let from = gap.from.max(self.cursor);
-                    items.push(Item::Gap { from, to: gap.to, reason: gap.reason });
+                    items.push(Item::Gap { from, to: gap.to, reason: gap.reason.clone() });
                     self.cursor = gap.to + 1;
                 }
-                Delivery::SourceRestarted(_) | Delivery::SourceDown(_) => continue,
+                Delivery::SourceRestarted(_) | Delivery::SourceDown(_) | Delivery::SourceRefused(..) => {
+                    continue;
+                }
             }
             bytes += size;
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::log::{Cursor, Log};
-use super::message::{Progress, SMALL_BYTES, Start, occurrence_bytes};
+use super::message::{Progress, SMALL_BYTES, Start, gap_bytes, occurrence_bytes};
 use super::{
     ConsumerId, Delivery, Event, Gap, Interest, Item, Life, Nature, Position, Refusal, Settings, Source,
     StreamState, StreamStatus, Topic, Variant,
@@ -50,6 +50,8 @@ pub(super) struct Stream {
     pub(super) number: u64,
     pub(super) attempt: u64,
     pub(super) state: State,
+    /// Why it was refused when consumers were last told so.
+    refused: Option<Refusal>,
     pub(super) variant: Variant,
     pub(super) nature: Nature,
     /// From where on, as long as the number of the first event is not known.
@@ -90,6 +92,7 @@ impl Stream {
             number,
             attempt: 0,
             state: State::Down,
+            refused: None,
             variant: interest.variant,
             nature: interest.nature,
             start,
@@ -142,6 +145,15 @@ impl Stream {
         self.mark(stamp, Delivery::SourceDown(self.source.clone()));
     }
 
+    /// The other node refuses. Says whether that is news.
+    pub(super) fn is_refused(&mut self, reason: Refusal, stamp: &mut u64) -> bool {
+        let is_new = self.refused.replace(reason) != Some(reason);
+        if is_new {
+            self.mark(stamp, Delivery::SourceRefused(self.source.clone(), reason));
+        }
+        is_new
+    }
+
     fn mark(&mut self, stamp: &mut u64, delivery: Delivery) {
         *stamp += 1;
         self.log.append(*stamp, SMALL_BYTES, delivery);
@@ -152,6 +164,7 @@ impl Stream {
         self.head = head;
         let is_new = !matches!(self.state, State::Live);
         self.state = State::Live;
+        self.refused = None;
         if self.expected.is_none() {
             (self.expected, self.begun) = (Some(first), Some(first));
         }
@@ -180,7 +193,7 @@ impl Stream {
                     (occurrence_bytes(&what), Delivery::Event(Event { source, seq, what }))
                 }
                 Item::Gap { to, reason, .. } => {
-                    (SMALL_BYTES, Delivery::Gap(Gap { source, from: expected, to, reason }))
+                    (gap_bytes(&reason), Delivery::Gap(Gap { source, from: expected, to, reason }))
                 }
             };
             *stamp += 1;

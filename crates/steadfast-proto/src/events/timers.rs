@@ -36,14 +36,8 @@ impl Events {
         for key in due {
             self.ask_again(now, &key, out);
         }
-        let joining = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.provision.as_ref().is_some_and(|provision| provision.again_at <= now));
-        let joining: Vec<Life> =
-            joining.map(|(node, peer)| Life { node: *node, incarnation: peer.incarnation }).collect();
-        for life in joining {
-            self.provision(now, life, out);
+        if self.asking.as_ref().is_some_and(|asking| asking.again_at <= now) {
+            self.ask_next(now, out);
         }
         self.renew(now, out);
         self.send_ready(now, out);
@@ -112,11 +106,9 @@ impl Events {
             };
             [asking, stream.owed_at]
         });
-        let peers = self.peers.values().flat_map(|peer| {
-            let again_at = peer.provision.as_ref().map(|provision| provision.again_at);
-            [Some(peer.renew_at).filter(|_| has_streams), again_at]
-        });
-        topics.chain(streams).chain(peers).flatten().min()
+        let peers = self.peers.values().map(|peer| Some(peer.renew_at).filter(|_| has_streams));
+        let asking = [self.asking.as_ref().map(|asking| asking.again_at)];
+        topics.chain(streams).chain(peers).chain(asking).flatten().min()
     }
 
     /// Begins an attempt to register for a stream.

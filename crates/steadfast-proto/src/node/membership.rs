@@ -35,6 +35,8 @@ pub(super) struct Membership {
     admitted_as: Option<Incarnation>,
     /// Whether a new incarnation was asked for and has not come yet.
     renumbering: Option<JobId>,
+    /// For which incarnation it got what it needs before it is a member, and the job that does so still.
+    provisioned: Option<(Incarnation, Option<JobId>)>,
     /// Since when somebody is condemned.
     condemned_since: Option<Time>,
     /// Since when the catalog's leader is condemned.
@@ -87,6 +89,26 @@ impl Node {
     pub(super) fn renumbering_done(&mut self, job: JobId, outcome: &Outcome) {
         if self.membership.renumbering == Some(job) && matches!(outcome, Outcome::Failed(_)) {
             self.membership.renumbering = None;
+        }
+    }
+
+    pub(super) fn provisioning_done(&mut self, job: JobId) {
+        if let Some((_, pending)) = &mut self.membership.provisioned
+            && *pending == Some(job)
+        {
+            *pending = None;
+        }
+    }
+
+    /// Whether this node has what it needs before it is a member in this life; sees to it if not.
+    fn is_provisioned(&mut self, out: &mut Batch) -> bool {
+        match self.membership.provisioned {
+            Some((incarnation, pending)) if incarnation == self.incarnation => pending.is_none(),
+            Some(_) | None => {
+                let job = self.start_job(Job::Provision(self.incarnation), out);
+                self.membership.provisioned = Some((self.incarnation, Some(job)));
+                false
+            }
         }
     }
 
@@ -193,7 +215,7 @@ impl Node {
         }
         let own = self.settings.id;
         let reached = view.grantors.iter().filter(|id| **id == own || self.is_fresh(now, **id)).count();
-        if reached < view.grantor_majority() || recently {
+        if reached < view.grantor_majority() || recently || !self.is_provisioned(out) {
             return;
         }
         self.membership.last_attempt = Some(now);

@@ -281,6 +281,9 @@ pub enum Job {
     Campaign,
     /// Make the next incarnation durable; it returns as [`Input::Renumbered`].
     Renumber,
+    /// Get what a node must have before it is a member in this life: the registrations of the whole cluster for events
+    /// (PROTOCOLS 4.3). It must end; whatever its outcome, the node goes on to be a member.
+    Provision(Incarnation),
 }
 
 /// How a job ended.
@@ -483,6 +486,7 @@ impl Node {
 
     fn done(&mut self, now: Time, job: JobId, outcome: Outcome, out: &mut Batch) {
         self.renumbering_done(job, &outcome);
+        self.provisioning_done(job);
         self.job_done(now, job, outcome, out);
     }
 }

@@ -64,8 +64,8 @@ pub(super) fn check_message(local: &Topic, message: &Message) -> Result<(), Viol
         | Message::Deregister { .. }
         | Message::Progress { .. }
         | Message::Unknown { .. }
-        | Message::Replicate { .. }
-        | Message::Replicated { .. } => Ok(()),
+        | Message::Join { .. }
+        | Message::Replicate { .. } => Ok(()),
     }
 }
 
@@ -102,7 +102,7 @@ impl Told {
                 self.places.insert(life.node, (begin, None));
                 return Ok(());
             }
-            Delivery::SourceDown(_) => return Ok(()),
+            Delivery::SourceDown(_) | Delivery::SourceRefused(..) => return Ok(()),
         };
         if let Some((last, last_count)) = known {
             if last.incarnation != life.incarnation {

@@ -232,7 +232,7 @@ impl World {
                 self.after(delay, Act::Deliver { from, to, bytes: bytes.clone() });
             }
         }
-        self.provisioned.extend(out.provisioned);
+        self.provisioned.extend(out.provisioned.then_some(from));
         for consumer in out.news {
             self.plan_take(id, consumer);
         }
@@ -318,7 +318,9 @@ impl World {
             match delivery {
                 Delivery::Event(_) => self.report.events += 1,
                 Delivery::Gap(_) => self.report.gaps += 1,
-                Delivery::SourceRestarted(_) | Delivery::SourceDown(_) => self.report.marks += 1,
+                Delivery::SourceRestarted(_) | Delivery::SourceDown(_) | Delivery::SourceRefused(..) => {
+                    self.report.marks += 1;
+                }
             }
             watcher.told.check(delivery)?;
         }
@@ -460,9 +462,7 @@ impl World {
             }
         }
         for life in joining {
-            let Some(sponsor) = self.random.pick(&old).copied() else { continue };
             self.step(life.node, Input::Members(self.members.clone()))?;
-            self.step(sponsor.node, Input::Joining(life))?;
         }
         Ok(())
     }

@@ -13,11 +13,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use steadfast_proto::events::{
     Batch, ConsumerId, Delivery, EventType, Events, Fields, Input, Interest, Life, Message, Occurrence,
-    Order, Refusal, Settings, Status, Topic, Value,
+    Order, Refusal, Settings, Since, Status, Topic, Value,
 };
 use steadfast_proto::ids::{Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::producers::{Producers, Report, Reports, is_local};
 use crate::net::datagram;
@@ -62,6 +62,8 @@ struct Inner {
     orders: mpsc::UnboundedSender<Order>,
     /// The core's deadline may have moved.
     moved: Notify,
+    /// In which life this node is a member, or has what it needs to become one.
+    provisioned: watch::Sender<Option<Incarnation>>,
 }
 
 struct State {
@@ -115,6 +117,7 @@ impl Hub {
             producers: parts.producers,
             orders,
             moved: Notify::new(),
+            provisioned: watch::Sender::new(None),
         };
         let hub = Hub { inner: Arc::new(inner) };
         tokio::spawn(hub.clone().carry_out(to_carry_out));
@@ -151,16 +154,25 @@ impl Hub {
     /// Tells that something happened here, to everybody who registered for a topic that it belongs to: its type's, with
     /// fields fixed that it has. Costs next to nothing while nobody did.
     pub fn emit(&self, kind: &EventType, fields: &Fields) {
+        self.emit_all(&[(kind.clone(), fields.clone())]);
+    }
+
+    /// The same of many, in this order, which leave for other nodes together.
+    pub fn emit_all(&self, all: &[(EventType, Fields)]) {
         let mut state = self.lock();
-        let concerned =
-            state.active.range(Topic::from(kind.clone())..).take_while(|topic| topic.kind == *kind);
-        let concerned: Vec<Topic> = concerned.filter(|topic| holds(topic, fields)).cloned().collect();
-        if concerned.is_empty() {
-            return;
+        let at_unix_us = now_unix_us();
+        let mut happened = Vec::new();
+        for (kind, fields) in all {
+            let of_kind =
+                state.active.range(Topic::from(kind.clone())..).take_while(|topic| topic.kind == *kind);
+            let concerned = of_kind.filter(|topic| holds(topic, fields));
+            happened.extend(
+                concerned.map(|topic| (topic.clone(), Occurrence { at_unix_us, fields: fields.clone() })),
+            );
         }
-        let what = Occurrence { at_unix_us: now_unix_us(), fields: fields.clone() };
-        let happened = concerned.into_iter().map(|topic| (topic, what.clone())).collect();
-        self.step(&mut state, Input::Happened(happened));
+        if !happened.is_empty() {
+            self.step(&mut state, Input::Happened(happened));
+        }
     }
 
     /// Takes note that events of this type were missed by whoever emits them.
@@ -180,9 +192,27 @@ impl Hub {
         if let Some(incarnation) = own.filter(|incarnation| *incarnation > state.me.incarnation) {
             self.begin_life(&mut state, incarnation);
         }
+        if own == Some(state.me.incarnation) {
+            self.inner.provisioned.send_replace(own);
+        }
         state.members.clone_from(&members);
         state.outgoing.retain(|node, _| members.contains_key(node));
         self.step(&mut state, Input::Members(members));
+    }
+
+    /// Waits until this node, which is to be a member in this life, has every registration of the whole cluster.
+    pub async fn provisioned(&self, incarnation: Incarnation) {
+        let mut provisioned = self.inner.provisioned.subscribe();
+        {
+            let mut state = self.lock();
+            if incarnation > state.me.incarnation {
+                self.begin_life(&mut state, incarnation);
+                let members = state.members.clone();
+                self.step(&mut state, Input::Members(members));
+            }
+        }
+        // The sender lives as long as the hub.
+        let _ = provisioned.wait_for(|known| *known >= Some(incarnation)).await;
     }
 
     /// What this node does for events, and which topics can't be watched here, with the reason.
@@ -197,10 +227,15 @@ impl Hub {
             // The task ends only with the hub.
             let _ = self.inner.orders.send(Order::Deactivate(topic));
         }
+        // Whoever followed other nodes goes on where it was.
+        let interests: Vec<(ConsumerId, Interest)> = (state.consumers.iter())
+            .map(|(id, registered)| {
+                let since = Since::After(state.events.positions(*id));
+                (*id, Interest { since, ..registered.interest.clone() })
+            })
+            .collect();
         state.me.incarnation = incarnation;
         state.events = Events::new(state.me, state.settings.clone());
-        let interests: Vec<(ConsumerId, Interest)> =
-            state.consumers.iter().map(|(id, registered)| (*id, registered.interest.clone())).collect();
         for (id, interest) in interests {
             self.step(state, Input::Register { id, interest });
         }
@@ -219,7 +254,10 @@ impl Hub {
     fn perform(&self, state: &mut State, out: Batch) {
         for order in out.producers {
             match &order {
-                Order::Activate(topic) => drop(state.active.insert(topic.clone())),
+                Order::Activate(topic) => {
+                    state.active.insert(topic.clone());
+                    state.unwatchable.remove(topic);
+                }
                 Order::Deactivate(topic) => {
                     state.active.remove(topic);
                     state.unwatchable.remove(topic);
@@ -241,6 +279,9 @@ impl Hub {
             if let Some(registered) = state.consumers.get(&id) {
                 registered.news.notify_one();
             }
+        }
+        if out.provisioned {
+            self.inner.provisioned.send_replace(Some(state.me.incarnation));
         }
         self.inner.moved.notify_one();
     }
@@ -325,15 +366,15 @@ impl Hub {
         }
     }
 
-    /// Whoever registered learns that there is a hole instead of waiting for what never comes.
+    /// Whoever registered learns why instead of waiting for what never comes.
     fn is_unwatchable(&self, topic: Topic, why: String) {
         tracing::warn!(%topic, why, "a topic of events can't be watched on this node");
         let mut state = self.lock();
         if !state.active.contains(&topic) {
             return;
         }
-        state.unwatchable.insert(topic.clone(), why);
-        self.step(&mut state, Input::Missed { topic, count: 1 });
+        state.unwatchable.insert(topic.clone(), why.clone());
+        self.step(&mut state, Input::Unwatchable { topic, why });
     }
 
     async fn pass_reports(self, mut reports: Reports) {

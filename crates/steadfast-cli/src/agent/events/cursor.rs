@@ -27,7 +27,7 @@ impl Cursor {
             Delivery::Event(event) => event.seq,
             Delivery::Gap(gap) => gap.to,
             Delivery::SourceRestarted(_) => 0,
-            Delivery::SourceDown(_) => return,
+            Delivery::SourceDown(_) | Delivery::SourceRefused(..) => return,
         };
         let place = (source.life.incarnation.0, seq);
         let topic = self.places.entry(short(&source.topic)).or_default();

@@ -41,6 +41,8 @@ pub(crate) use cursor::Cursor;
 const BUFFER: usize = 8_192;
 /// How many registrations one filter may need.
 const REGISTRATIONS_MAX: usize = 256;
+/// Of how many nodes a stream remembers which of their lives it told of.
+const LIVES_MAX: usize = 1_024;
 
 /// Starts this node's hub. `cgroup_of` says where a container's programs are.
 pub(crate) fn start(
@@ -68,15 +70,18 @@ pub(crate) async fn follow(
     networks: Vec<String>,
     boot_unix_ms: u64,
 ) {
+    // Whatever is noticed from here on waits in the channel, and may be in the timeline too.
     let mut noticed = node.events();
     let mut teller = cluster::Teller::default();
+    let mut last = 0;
     for past in node.timeline() {
+        last = past.sequence;
         if let steadfast_proto::node::Event::Installed(view) = &past.event {
             hub.members(view.members.clone());
         }
         let names = rows.names();
         let words = Dictionary { names: &names, networks: &networks, boot_unix_ms };
-        teller.tell(own, past.unix_ms, &past.event, &words);
+        emit_told(&hub, teller.tell(own, past.unix_ms, &past.event, &words));
     }
     loop {
         let one = match noticed.recv().await {
@@ -91,15 +96,22 @@ pub(crate) async fn follow(
             }
             Err(RecvError::Closed) => return,
         };
+        if one.sequence <= last {
+            continue;
+        }
         if let steadfast_proto::node::Event::Installed(view) = &one.event {
             hub.members(view.members.clone());
         }
         let names = rows.names();
         let words = Dictionary { names: &names, networks: &networks, boot_unix_ms };
-        for (kind, fields) in teller.tell(own, one.unix_ms, &one.event, &words) {
-            if let Ok(kind) = kind.parse() {
-                hub.emit(&kind, &fields);
-            }
+        emit_told(&hub, teller.tell(own, one.unix_ms, &one.event, &words));
+    }
+}
+
+fn emit_told(hub: &Hub, told: Vec<cluster::Told>) {
+    for (kind, fields) in told {
+        if let Ok(kind) = kind.parse() {
+            hub.emit(&kind, &fields);
         }
     }
 }
@@ -159,6 +171,8 @@ impl Agent {
             subscriptions,
             waiting: VecDeque::new(),
             cursor: if let From::Cursor(cursor) = from { cursor.clone() } else { Cursor::default() },
+            restarted: BTreeMap::new(),
+            down: BTreeMap::new(),
         })
     }
 
@@ -182,14 +196,16 @@ impl Agent {
         nodes.iter().map(scope).collect()
     }
 
-    /// Tells what somebody says has happened.
-    pub(crate) fn emit_event(&self, kind: &str, fields: Fields) -> Result<(), Failure> {
+    /// Tells what somebody says has happened: all of it, in this order, or nothing.
+    pub(crate) fn emit_events(&self, said: Vec<(String, Fields)>) -> Result<(), Failure> {
         let refused = |error: &dyn std::fmt::Display| Failure::new(Code::BadRequest, error.to_string());
-        let named = emit::kind(kind).map_err(|error| refused(&error))?;
-        emit::check(&fields).map_err(|error| refused(&error))?;
-        for (topic, fields) in emit::topics(&named, &fields) {
-            self.events.emit(&topic.kind, &fields);
+        let mut all = Vec::with_capacity(said.len() * 2);
+        for (kind, fields) in said {
+            let named = emit::kind(&kind).map_err(|error| refused(&error))?;
+            emit::check(&fields).map_err(|error| refused(&error))?;
+            all.extend(emit::topics(&named, &fields).map(|(topic, fields)| (topic.kind, fields)));
         }
+        self.events.emit_all(&all);
         Ok(())
     }
 }
@@ -229,6 +245,9 @@ pub(crate) struct Follow {
     subscriptions: Vec<Subscription>,
     waiting: VecDeque<core::Delivery>,
     cursor: Cursor,
+    /// Each node's life that was told to have begun, and the one that was told to be over: many registrations, one word.
+    restarted: BTreeMap<NodeId, Incarnation>,
+    down: BTreeMap<NodeId, Incarnation>,
 }
 
 impl Follow {
@@ -237,6 +256,9 @@ impl Follow {
         loop {
             while let Some(delivery) = self.waiting.pop_front() {
                 self.cursor.note(&delivery);
+                if !self.is_news(&delivery) {
+                    continue;
+                }
                 let seen = view(&delivery, &self.agent.rows.names());
                 if self.filter.concerns(&seen) {
                     return Some((seen, self.cursor.clone()));
@@ -249,6 +271,24 @@ impl Follow {
             let (taken, ..) = select_all(news).await;
             self.waiting.extend(taken.ok()?);
         }
+    }
+}
+
+impl Follow {
+    /// Whether nobody was told yet: what holds for a whole node each of its topics says.
+    fn is_news(&mut self, delivery: &core::Delivery) -> bool {
+        let told = match delivery {
+            core::Delivery::SourceRestarted(_) => &mut self.restarted,
+            core::Delivery::SourceDown(_) => &mut self.down,
+            core::Delivery::Event(_) | core::Delivery::Gap(_) | core::Delivery::SourceRefused(..) => {
+                return true;
+            }
+        };
+        let Life { node, incarnation } = delivery.source().life;
+        if told.len() >= LIVES_MAX && !told.contains_key(&node) {
+            told.clear();
+        }
+        told.insert(node, incarnation).is_none_or(|known| known < incarnation)
     }
 }
 
@@ -273,12 +313,18 @@ fn view(delivery: &core::Delivery, names: &BTreeMap<NodeId, String>) -> Delivery
             }
             Delivery::Event(EventView::new(source, event.seq, event.what.at_unix_us, fields))
         }
+        core::Delivery::Gap(core::Gap { to, reason: GapReason::Unwatchable(why), .. }) => {
+            Delivery::Refused { source, sequence: *to, reason: why.clone(), at_unix_us }
+        }
         core::Delivery::Gap(gap) => {
-            let reason = gap_words(gap.reason).to_owned();
+            let reason = gap_words(&gap.reason).to_owned();
             Delivery::Gap(Lost { source, from: gap.from, to: gap.to, reason, at_unix_us })
         }
         core::Delivery::SourceRestarted(_) => Delivery::Restarted { source, at_unix_us },
         core::Delivery::SourceDown(_) => Delivery::Down { source, at_unix_us },
+        core::Delivery::SourceRefused(_, refusal) => {
+            Delivery::Refused { source, sequence: 0, reason: refusal.to_string(), at_unix_us }
+        }
     }
 }
 
@@ -286,13 +332,14 @@ fn is_agreed(kind: &EventType) -> bool {
     kinds::find(kind.as_str()).is_some_and(|kind| kind.variant == Variant::Agreed)
 }
 
-fn gap_words(reason: GapReason) -> &'static str {
+fn gap_words(reason: &GapReason) -> &str {
     match reason {
         GapReason::Overrun => "they came faster than they were taken",
         GapReason::Retention => "the source does not keep them any more",
         GapReason::Suppressed => "they came faster than their type's rate allows",
         GapReason::Unwatched => "nobody was registered meanwhile",
-        GapReason::Producer => "what watches for them lost some, or can't watch",
+        GapReason::Producer => "what watches for them lost some",
+        GapReason::Unwatchable(why) => why,
     }
 }
 

@@ -105,7 +105,7 @@ pub(super) const KINDS: &[Kind] = &[
         reports: Reports::Edge,
         variant: Variant::Selective,
         included: Included::WhenAsked,
-        per_second_max: 1_000,
+        per_second_max: 20_000,
         fields: &[
             must_fix("path", TEXT, "the file or directory that is watched"),
             tells("change", TEXT, "`created`, `modified`, `deleted`, `moved` or `attributes`"),

@@ -77,9 +77,11 @@ fn messages() -> impl Strategy<Value = Message> {
         proptest::collection::vec(progress, 1..3).prop_map(|streams| Message::Progress { streams }),
         (1..4u128, 0..3u64).prop_map(|(node, incarnation)| {
             let registrations = vec![(life(node, incarnation), topic("user.tick"))];
-            Message::Replicate { page: 0, registrations }
+            Message::Replicate { registrations, is_all: incarnation > 0 }
         }),
-        (0..3u32).prop_map(|page| Message::Replicated { page }),
+        (1..4u128, 0..3u64).prop_map(|(node, incarnation)| {
+            Message::Join { after: Some((life(node, incarnation), topic("user.tick"))) }
+        }),
     ]
 }
 

@@ -50,6 +50,7 @@ fn told(deliveries: &[Delivery]) -> String {
             Delivery::Gap(Gap { from, to, reason, .. }) => format!("{node}.[{from}-{to} {reason:?}]"),
             Delivery::SourceRestarted(source) => format!("{node}.restarted{}", source.life.incarnation),
             Delivery::SourceDown(_) => format!("{node}.down"),
+            Delivery::SourceRefused(_, refusal) => format!("{node}.refused({refusal:?})"),
         }
     });
     words.collect::<Vec<_>>().join(" ")
@@ -105,7 +106,7 @@ impl World {
         self.orders.extend(out.producers.into_iter().map(|order| (node, order)));
         self.settled.extend(out.settled.into_iter().map(|id| (node, id)));
         self.refused.extend(out.refused.into_iter().map(|(_, refusal)| refusal));
-        self.provisioned.extend(out.provisioned);
+        self.provisioned.extend(out.provisioned.then_some(from));
     }
 
     /// Delivers everything, by way of its bytes.
@@ -277,7 +278,7 @@ fn a_joining_node_has_what_the_cluster_wants_before_it_is_up() {
     world.register(2, 1, Interest::cluster(topic.clone(), Variant::Replicated));
     world.nodes.insert(3, Events::new(life(3, 1), Settings::default()));
     world.install(3, &[1, 2]);
-    world.step(1, Input::Joining(life(3, 1)));
+    assert_eq!(world.provisioned, []);
     world.settle();
     assert_eq!(world.provisioned, [life(3, 1)]);
     assert_eq!(world.is_active(&topic), [1, 2, 3]);
@@ -289,6 +290,60 @@ fn a_joining_node_has_what_the_cluster_wants_before_it_is_up() {
     world.happen(3, &topic, 2);
     assert_eq!(world.take(2, 1), "3.1 3.2", "its first event is not missed");
     assert_eq!(world.status(3, &topic).replicated, [NodeId(2)]);
+}
+
+#[test]
+fn a_joining_node_asks_somebody_else_and_goes_on_to_ask_while_it_waits() {
+    let (mut world, topic) = (World::new(3), topic("container.failed"));
+    let mut topics = Vec::new();
+    for number in 0..1_000 {
+        let about = BTreeMap::from([("container".to_owned(), format!("{number:0>100}"))]);
+        topics.push(Topic { about, ..topic.clone() });
+        let interest = Interest::cluster(topics[number].clone(), Variant::Replicated);
+        world.register(3, u64::try_from(number).unwrap(), interest);
+    }
+    world.cut.insert(1);
+    world.nodes.insert(4, Events::new(life(4, 1), Settings::default()));
+    world.install(4, &[1, 2, 3]);
+    world.settle();
+    assert_eq!(world.provisioned, [], "nobody answers");
+    world.wait(Duration::from_secs(2));
+    assert_eq!(world.provisioned, [life(4, 1)]);
+    assert!(topics.iter().all(|topic| world.nodes[&4].is_active(topic)), "in several messages");
+    world.cut.clear();
+    world.wait(Duration::from_secs(60));
+    assert!(world.nodes[&4].is_active(&topics[7]), "what it has does not end while it waits");
+    world.install(4, &[1, 2, 3, 4]);
+    world.wait(Duration::from_secs(60));
+    assert_eq!(world.nodes[&4].deadline(), None, "nobody who counts it as a member renews them");
+}
+
+#[test]
+fn whoever_is_refused_is_told_why_and_once() {
+    let settings = Settings { registrations_max: 1, ..Settings::default() };
+    let mut world = World::with(2, &settings);
+    let (first, second) = (topic("disk.usage"), topic("file.change"));
+    world.register(2, 1, from(1, &first));
+    world.register(2, 2, from(1, &second));
+    assert_eq!(world.take(2, 2), "1.refused(TooManyRegistrations)");
+    world.wait(Duration::from_secs(30));
+    assert_eq!(world.take(2, 2), "", "it was asked again, and nothing has changed");
+    world.step(2, Input::Leave { id: ConsumerId(1) });
+    world.wait(Duration::from_secs(30));
+    world.happen(1, &second, 1);
+    assert_eq!(world.take(2, 2), "1.1");
+    world.orders();
+
+    // What the producer can't do is told to all, and tried again for whoever comes next.
+    let why = "no such path".repeat(100);
+    world.step(1, Input::Unwatchable { topic: second.clone(), why });
+    world.settle();
+    let told = world.take(2, 2);
+    assert!(told.starts_with("1.[2-2 Unwatchable(\"no such path") && told.len() < 600, "{told}");
+    world.register(1, 3, Interest::local(second.clone()));
+    assert_eq!(world.orders(), [(1, Order::Activate(second.clone()))]);
+    world.happen(1, &second, 2);
+    assert_eq!((world.take(1, 3), world.take(2, 2)), ("1.3".to_owned(), "1.3".to_owned()));
 }
 
 #[test]
@@ -325,5 +380,5 @@ fn bounds_are_answered_with_refusals_and_numbers_are_never_used_twice() {
     world.wait(Duration::from_secs(6));
     assert_eq!(world.is_active(&two), [1], "there is room now");
     world.happen(1, &two, 1);
-    assert_eq!(world.take(2, 1), "1.2");
+    assert_eq!(world.take(2, 1), "1.refused(TooManyTopics) 1.2");
 }

@@ -88,7 +88,10 @@ impl State {
                 Delivery::Event(event) if event.seq == self.told + 1 => self.told += 1,
                 Delivery::Event(event) if event.seq <= self.told => self.violation = Some("EV3"),
                 Delivery::Event(_) => self.violation = Some("EV5"),
-                Delivery::Gap(_) | Delivery::SourceRestarted(_) | Delivery::SourceDown(_) => {
+                Delivery::Gap(_)
+                | Delivery::SourceRestarted(_)
+                | Delivery::SourceDown(_)
+                | Delivery::SourceRefused(..) => {
                     self.violation = Some("the hand-over left a gap");
                 }
             }
@@ -98,7 +101,10 @@ impl State {
             match delivery {
                 Delivery::Event(event) if last == 0 || event.seq == last + 1 => last = event.seq,
                 Delivery::Event(_) => self.violation = Some("EV5 for the visitor"),
-                Delivery::Gap(_) | Delivery::SourceRestarted(_) | Delivery::SourceDown(_) => {
+                Delivery::Gap(_)
+                | Delivery::SourceRestarted(_)
+                | Delivery::SourceDown(_)
+                | Delivery::SourceRefused(..) => {
                     self.violation = Some("a gap for the visitor");
                 }
             }
