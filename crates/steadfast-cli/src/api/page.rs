@@ -415,6 +415,32 @@ mod tests {
     }
 
     #[test]
+    fn what_browsers_add_by_themselves_counts_for_the_page_alone_and_a_token_does_everywhere() {
+        let door = door(true);
+        let visitor = Visitor { from: IpAddr::from([10, 0, 0, 1]), certificate: Some([3; 32]) };
+        let ask = |pairs: &[(&'static str, &'static str)]| {
+            let mut request = Request::post("/v1/events").body(Body::empty()).unwrap();
+            *request.headers_mut() = headers(pairs);
+            door.shown(&request, Some(&visitor)).map(|shown| match shown {
+                Some(Shown::Secret(secret)) => secret,
+                Some(Shown::Certificate(_)) => "certificate".to_owned(),
+                Some(Shown::Session(secret)) => format!("session {secret}"),
+                None => "nothing".to_owned(),
+            })
+        };
+        let (host, foreign) = (("host", "alpha:7480"), ("origin", "https://elsewhere.example"));
+        let cookie = ("cookie", "__Host-steadfast-7480=mine");
+        assert_eq!(ask(&[host, ("authorization", "bearer sft1-x"), foreign]).unwrap(), "sft1-x");
+        assert!(ask(&[host, ("authorization", "Basic eDp5")]).is_err());
+        assert_eq!(ask(&[host]).unwrap(), "certificate", "a program says nothing of where it comes from");
+        assert_eq!(ask(&[host, ("origin", "https://alpha:7480")]).unwrap(), "certificate");
+        assert!(ask(&[host, foreign]).is_err());
+        assert!(ask(&[host, ("sec-fetch-site", "cross-site")]).is_err());
+        assert!(ask(&[host, cookie]).is_err(), "a browser has cookies, and says where it comes from");
+        assert_eq!(ask(&[host, cookie, ("origin", "https://alpha:7480")]).unwrap(), "session mine");
+    }
+
+    #[test]
     fn with_tls_any_name_of_the_node_will_do() {
         let pairs = [("host", "alpha.example:7480"), ("origin", "https://alpha.example:7480")];
         assert!(door(true).check_site(&Method::POST, &headers(&pairs)).is_ok());

@@ -72,8 +72,16 @@ impl Outside<'_> {
 
 #[test]
 fn tokens_and_certificates_have_a_role_on_every_node_until_they_are_revoked() {
-    let trial = Trial::with(builder().setting("page", "listen = \"0.0.0.0:7480\""));
+    let trial = Trial::with(builder());
     let [alpha, beta, gamma] = trial.bed.hosts() else { panic!("a bed of three") };
+    for host in [alpha, gamma] {
+        let text = std::fs::read_to_string(host.config()).unwrap();
+        let page = format!("{text}\n[page]\nlisten = \"{}:7480\"\n", host.addresses()[0].ip());
+        std::fs::write(host.config(), page).unwrap();
+        host.kill_agent().unwrap();
+        host.start_agent().unwrap();
+        host.wait_ready().unwrap();
+    }
     let base = trial.bed.base();
     let path = |name: &str| base.join(name).to_str().unwrap().to_owned();
     let keys: KeyStatus = alpha.steadfast_as(&["keys", "-o", "json"]).unwrap();
