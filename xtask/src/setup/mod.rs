@@ -2,13 +2,16 @@
 //!
 //! Decides what is missing and says why it installs it. Must never leave a service running or enabled that the machine
 //! did not have before, and never put a foreign library into the system: a private CRIU lives under one prefix. The
-//! search for CRIU is in `criu`, the packages for a private one in `private`, programs to compare with in `apart`.
+//! search for CRIU is in `criu`, the packages for a private one in `private`, programs to compare with in `apart`, what comes
+//! from elsewhere than Debian in `schemathesis`.
 
 mod apart;
 mod criu;
 mod find_etcd;
+mod find_schemathesis;
 mod find_serf;
 mod private;
+mod schemathesis;
 
 #[allow(unreachable_pub, reason = "public in steadfast-container, whose file this is")]
 #[path = "../../../crates/steadfast-container/src/criu/find.rs"]
@@ -117,6 +120,9 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
     if scope != Scope::Product {
         apart::find_or_unpack()?;
     }
+    if scope == Scope::Tests {
+        schemathesis::find_or_install()?;
+    }
     Ok(Machine { criu: criu::find_or_install(prefix)? })
 }
 
@@ -125,7 +131,8 @@ fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
     let complete = missing(&PROGRAMS).is_empty()
         && (scope == Scope::Product || apart::are_found())
-        && (scope != Scope::Tests || (missing(&TESTING).is_empty() && has_nextest()));
+        && (scope != Scope::Tests
+            || (missing(&TESTING).is_empty() && has_nextest() && schemathesis::is_found()));
     complete.then_some(Machine { criu })
 }
 

@@ -577,8 +577,15 @@ impl Keyring {
                 .into_iter()
                 .map(|(row, _)| row.name)
                 .collect(),
+            authority: pem(&membership.ca_certificate),
         }
     }
+}
+
+/// A certificate as text.
+fn pem(certificate: &[u8]) -> String {
+    let lines = certificate.chunks(48).map(|bytes| data_encoding::BASE64.encode(bytes) + "\n");
+    format!("-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n", lines.collect::<String>())
 }
 
 /// The members of the view.

@@ -2,7 +2,7 @@
 //!
 //! The socket's file is made with mode 0600 from the beginning, and replaced only when nobody answers behind it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use axum::routing::post;
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use steadfast::net::browser::BrowserTls;
+use steadfast::net::browser::{BrowserTls, shown_certificate};
 use steadfast::net::rpc::{Accepted, BoxFuture};
 use steadfast::net::tls::{Credentials, Protocol};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::Agent;
 use super::join::JoinRequest;
-use crate::api::page::{Door, page_router};
+use crate::api::page::{Door, Visitor, page_router};
 use crate::api::roles::Caller;
 use crate::codes::Code;
 use crate::failure::{Failure, disk};
@@ -97,7 +97,10 @@ pub(crate) async fn page(agent: &Arc<Agent>, credentials: &Credentials) -> Resul
         Failure::new(Code::NetworkFailed, message)
     };
     let listener = TcpListener::bind(door.listen).await.map_err(|error| failed(error.to_string()))?;
-    let tls = door.certificate.map(|_| BrowserTls::new(credentials)).transpose();
+    // The agent is asked as long as it is there, which a connection need not wait for.
+    let asks = Arc::downgrade(agent);
+    let asks = Arc::new(move || asks.upgrade().is_some_and(|agent| agent.knows_certificates()));
+    let tls = door.certificate.map(|_| BrowserTls::new(credentials, asks)).transpose();
     let tls = tls.map_err(|error| failed(error.to_string()))?;
     let router = page_router(Arc::clone(agent), door.clone());
     tracing::info!(listen = %door.listen, "the page is served; `steadfast page` opens it");
@@ -108,8 +111,8 @@ async fn accept_browsers(listener: TcpListener, tls: Option<BrowserTls>, router:
     let places = Arc::new(Semaphore::new(PAGE_CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 tracing::warn!(%error, "the page's address can't accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -119,19 +122,21 @@ async fn accept_browsers(listener: TcpListener, tls: Option<BrowserTls>, router:
         let (tls, router) = (tls.clone(), router.clone());
         tokio::spawn(async move {
             let _place = place;
-            serve_browser(stream, tls, router).await;
+            serve_browser(stream, from, tls, router).await;
         });
     }
 }
 
-async fn serve_browser(stream: TcpStream, tls: Option<BrowserTls>, router: Router) {
+async fn serve_browser(stream: TcpStream, from: IpAddr, tls: Option<BrowserTls>, router: Router) {
+    let known_as = |certificate| router.layer(Extension(Visitor { from: from.to_canonical(), certificate }));
     // Small events leave at once; a socket that refuses this only has them a little later.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => serve(stream, router).await,
+        None => serve(stream, known_as(None)).await,
         Some(tls) => {
             if let Some(stream) = tls.accept(stream).await {
-                serve(stream, router).await;
+                let certificate = shown_certificate(&stream);
+                serve(stream, known_as(certificate)).await;
             }
         }
     }

@@ -37,6 +37,7 @@ mod rows;
 mod sessions;
 mod state;
 mod survival;
+mod tokens;
 #[cfg(test)]
 mod join_histories;
 #[cfg(test)]
@@ -73,6 +74,7 @@ pub(crate) use self::machine::on_path;
 use self::memory::Memory;
 use self::rows::Rows;
 use self::state::State;
+pub(crate) use self::tokens::Shown;
 pub(crate) use self::verdicts::Held;
 pub(crate) use self::views::Wanted as WantedViews;
 use crate::api::page::Door;

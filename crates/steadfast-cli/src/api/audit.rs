@@ -12,7 +12,7 @@ use axum::response::Response;
 use steadfast_proto::events::{EventType, Fields, Value};
 
 use super::openapi::OPERATIONS;
-use super::roles::Caller;
+use super::roles::{Caller, Guest, Who};
 use crate::agent::Agent;
 use crate::codes::Code;
 
@@ -55,6 +55,13 @@ fn words(caller: &Caller) -> (String, String) {
     match caller {
         Caller::Owner => ("the owner of the agent's socket".to_owned(), "this machine".to_owned()),
         Caller::Member(_) => ("a member".to_owned(), "the cluster".to_owned()),
-        Caller::Page { role, .. } => (format!("a session with the role {role}"), "the page".to_owned()),
+        Caller::Guest(Guest { who, role, from, .. }) => {
+            let who = match who {
+                Who::Session => format!("a session with the role {role}"),
+                Who::Token(name) => format!("the token {name} with the role {role}"),
+                Who::Certificate(name) => format!("the certificate of {name} with the role {role}"),
+            };
+            (who, from.map_or_else(|| "the page's address".to_owned(), |from| from.to_string()))
+        }
     }
 }

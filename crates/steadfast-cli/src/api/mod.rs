@@ -25,6 +25,8 @@ pub mod page_types;
 pub mod proxy;
 pub mod roles;
 pub mod server;
+pub mod token_types;
+mod tokens;
 pub mod types;
 pub mod view_types;
 pub mod views;

@@ -4,13 +4,15 @@
 
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItemBuilder};
 use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApiBuilder, PathsBuilder, Ref, RefOr, Required,
     ResponseBuilder, ResponsesBuilder, Schema,
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{device_types, event_types, group_types, link_types, page_types, types, view_types};
+use super::{device_types, event_types, group_types, link_types, page_types, token_types, types, view_types};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -24,9 +26,31 @@ pub struct Operation {
     /// The type of its body.
     pub body: Option<&'static str>,
     /// Its query parameters.
-    pub query: &'static [&'static str],
+    pub query: &'static [Parameter],
     /// The type of its answer, and how it comes.
     pub answer: Answer,
+}
+
+/// One parameter of a query; all can be left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameter {
+    /// What it is called.
+    pub name: &'static str,
+    /// What can be written for it.
+    pub kind: Kind,
+}
+
+/// What can be written for a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Text.
+    Text,
+    /// A whole number from 0 to 2^32 - 1.
+    Small,
+    /// A whole number from 0 on.
+    Count,
+    /// `true` or `false`.
+    Flag,
 }
 
 /// How an answer comes.
@@ -34,6 +58,8 @@ pub struct Operation {
 pub enum Answer {
     /// One value.
     One(&'static str),
+    /// One value or null.
+    Maybe(&'static str),
     /// A list.
     Many(&'static str),
     /// Server-sent events, one value each.
@@ -47,7 +73,30 @@ pub enum Answer {
 }
 
 /// What can be asked of links.
-const LINKS_QUERY: &[&str] = &["peer", "network", "state", "changes", "since", "wait", "node"];
+const LINKS_QUERY: &[Parameter] = &[
+    text("peer"),
+    text("network"),
+    text("state"),
+    text("changes"),
+    count("since"),
+    text("wait"),
+    text("node"),
+];
+
+/// What can be asked of views.
+const VIEWS_QUERY: &[Parameter] = &[small("limit"), count("since")];
+
+/// With what status something is refused, and what that means.
+const REFUSALS: [(&str, &str); 8] = [
+    ("400", "the request is wrong"),
+    ("401", "from outside: neither a token nor a session that is known"),
+    ("403", "from outside: the role does not allow it"),
+    ("404", "what it is about is not there"),
+    ("409", "something else stands against it"),
+    ("422", "refused"),
+    ("429", "too many of them are there already"),
+    ("503", "not possible now; try again"),
+];
 
 /// Every operation.
 pub const OPERATIONS: &[Operation] = &[
@@ -62,11 +111,11 @@ pub const OPERATIONS: &[Operation] = &[
         ..get("/v1/links/events", "The links now and after each change", Answer::Events("LinkReport"))
     },
     Operation {
-        query: &["since", "wait", "node"],
+        query: &[count("since"), text("wait"), text("node")],
         ..get("/v1/verdicts", "The verdicts that hold on this node", Answer::One("VerdictReport"))
     },
     Operation {
-        query: &["since", "node"],
+        query: &[count("since"), text("node")],
         ..get(
             "/v1/verdicts/events",
             "The verdicts now and after each change",
@@ -74,15 +123,15 @@ pub const OPERATIONS: &[Operation] = &[
         )
     },
     Operation {
-        query: &["limit", "since"],
+        query: VIEWS_QUERY,
         ..get("/v1/views", "The views that are kept, oldest first", Answer::Many("ViewRecord"))
     },
     Operation {
-        query: &["limit", "since"],
+        query: VIEWS_QUERY,
         ..get("/v1/views/events", "Each view as it is committed", Answer::Events("ViewRecord"))
     },
     Operation {
-        query: &["filter", "since", "after"],
+        query: &[text("filter"), text("since"), text("after")],
         ..get("/v1/events", "What happens in the cluster, as it happens", Answer::Events("CloudEvent"))
     },
     post("/v1/events", "Tell that something happened", "EmitRequest", Answer::One("Done")),
@@ -103,7 +152,7 @@ pub const OPERATIONS: &[Operation] = &[
     get(
         "/v1/groups/{name}/request",
         "What an operator asked of a group; null where nothing",
-        Answer::One("GroupRequest"),
+        Answer::Maybe("GroupRequest"),
     ),
     put(
         "/v1/groups/{name}/request",
@@ -173,7 +222,7 @@ pub const OPERATIONS: &[Operation] = &[
     get("/v1/containers/{name}", "One container", Answer::One("Container")),
     Operation {
         method: "delete",
-        query: &["force"],
+        query: &[flag("force")],
         ..get("/v1/containers/{name}", "Remove a container with its checkpoints", Answer::One("Done"))
     },
     get(
@@ -207,7 +256,7 @@ pub const OPERATIONS: &[Operation] = &[
         )
     },
     Operation {
-        query: &["follow", "tail"],
+        query: &[flag("follow"), small("tail")],
         ..get("/v1/containers/{name}/logs", "What it printed", Answer::Events("LogLine"))
     },
     post(
@@ -217,8 +266,16 @@ pub const OPERATIONS: &[Operation] = &[
         Answer::Upgrade,
     ),
     get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
+    get("/v1/tokens", "Every token that lasts, without its secret", Answer::Many("Token")),
     post(
         "/v1/tokens",
+        "Make a token that lasts, of a role; on the owner's socket only",
+        "NewToken",
+        Answer::One("Token"),
+    ),
+    Operation { method: "delete", ..get("/v1/tokens/{name}", "Revoke a token", Answer::One("Done")) },
+    post(
+        "/v1/page/tokens",
         "Make a one-time token for the page; on the owner's socket only",
         "TokenRequest",
         Answer::One("PageToken"),
@@ -252,6 +309,22 @@ const fn put(path: &'static str, summary: &'static str, body: &'static str, answ
     Operation { method: "put", ..post(path, summary, body, answer) }
 }
 
+const fn text(name: &'static str) -> Parameter {
+    Parameter { name, kind: Kind::Text }
+}
+
+const fn small(name: &'static str) -> Parameter {
+    Parameter { name, kind: Kind::Small }
+}
+
+const fn count(name: &'static str) -> Parameter {
+    Parameter { name, kind: Kind::Count }
+}
+
+const fn flag(name: &'static str) -> Parameter {
+    Parameter { name, kind: Kind::Flag }
+}
+
 /// The whole document as JSON.
 pub fn document() -> String {
     let mut paths = PathsBuilder::new();
@@ -265,7 +338,7 @@ pub fn document() -> String {
         paths = paths
             .path(operation.path, PathItemBuilder::new().operation(method, described(operation)).build());
     }
-    let about = "JSON over HTTP on the agent's Unix socket, owner only; and at the page's address, where one is configured, with the cookie of a session and its role (401 without, 403 for more than it may). Every refusal is an ErrorBody.";
+    let about = "JSON over HTTP on the agent's Unix socket, owner only; and at the page's address, where one is configured, with the role of a token (`steadfast tokens`) or of a session at the page. Every refusal is an ErrorBody.";
     let document = OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -276,6 +349,8 @@ pub fn document() -> String {
         )
         .paths(paths.build())
         .components(Some(components()))
+        // On the socket nothing is asked for.
+        .security(Some([SecurityRequirement::default(), SecurityRequirement::new("token", [""; 0])]))
         .build();
     let text = document.to_pretty_json().unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"));
     format!("{text}\n")
@@ -289,12 +364,17 @@ fn described(operation: &Operation) -> utoipa::openapi::path::Operation {
                 .name("name")
                 .parameter_in(ParameterIn::Path)
                 .required(Required::True)
+                .schema(Some(schema(Kind::Text)))
                 .description(Some("the name of what the path is about")),
         );
     }
-    for name in operation.query {
+    for parameter in operation.query {
         described = described.parameter(
-            ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query).required(Required::False),
+            ParameterBuilder::new()
+                .name(parameter.name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .schema(Some(schema(parameter.kind))),
         );
     }
     if let Some(body) = operation.body {
@@ -302,11 +382,31 @@ fn described(operation: &Operation) -> utoipa::openapi::path::Operation {
         described = described
             .request_body(Some(RequestBodyBuilder::new().content("application/json", content).build()));
     }
-    let error = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
-    let refused =
-        ResponseBuilder::new().description("refused; nothing is changed").content("application/json", error);
     let (status, answer) = answered(operation.answer);
-    described.responses(ResponsesBuilder::new().response(status, answer).response("default", refused)).build()
+    let responses = ResponsesBuilder::new().response(status, answer);
+    let responses = REFUSALS.iter().fold(responses, |responses, (status, _)| {
+        responses.response(*status, Ref::from_response_name(format!("Refused{status}")))
+    });
+    described.responses(responses).build()
+}
+
+fn schema(kind: Kind) -> ObjectBuilder {
+    let number = |max| ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(max);
+    match kind {
+        Kind::Text => ObjectBuilder::new().schema_type(Type::String),
+        Kind::Small => number(Some(u32::MAX)),
+        Kind::Count => number(None::<u32>),
+        Kind::Flag => ObjectBuilder::new().schema_type(Type::Boolean),
+    }
+}
+
+/// Refusals, each by its status.
+fn refusals(components: ComponentsBuilder) -> ComponentsBuilder {
+    REFUSALS.iter().fold(components, |components, (status, meaning)| {
+        let error = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
+        let refused = ResponseBuilder::new().description(*meaning).content("application/json", error);
+        components.response(format!("Refused{status}"), refused.build())
+    })
 }
 
 fn answered(answer: Answer) -> (&'static str, utoipa::openapi::Response) {
@@ -316,6 +416,14 @@ fn answered(answer: Answer) -> (&'static str, utoipa::openapi::Response) {
         Answer::One("Object") => ("200", response.description("done").build()),
         Answer::One(name) => {
             let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
+            ("200", response.description("done").content("application/json", content).build())
+        }
+        Answer::Maybe(name) => {
+            let either = OneOfBuilder::new()
+                .item(Ref::from_schema_name(name))
+                .item(ObjectBuilder::new().schema_type(Type::Null))
+                .build();
+            let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::OneOf(either)))).build();
             ("200", response.description("done").content("application/json", content).build())
         }
         Answer::Many(name) => {
@@ -350,7 +458,7 @@ fn components() -> utoipa::openapi::Components {
     fn add<T: ToSchema + PartialSchema>(components: ComponentsBuilder) -> ComponentsBuilder {
         components.schema(T::name(), T::schema())
     }
-    let components = ComponentsBuilder::new();
+    let components = refusals(ComponentsBuilder::new());
     let components = add::<types::ErrorBody>(add::<types::Status>(add::<types::Cluster>(add::<
         types::CatalogState,
     >(components))));
@@ -387,7 +495,9 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<page_types::TokenRequest>(add::<page_types::PageToken>(components));
     let components = add::<page_types::SessionRequest>(add::<page_types::Session>(components));
     let components = add::<page_types::PictureChange>(components);
-    add::<types::Done>(components).build()
+    let components = add::<token_types::NewToken>(add::<token_types::Token>(components));
+    let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+    add::<types::Done>(components).security_scheme("token", SecurityScheme::Http(token)).build()
 }
 
 #[cfg(test)]
@@ -401,7 +511,9 @@ mod tests {
         for operation in OPERATIONS {
             let answer = match operation.answer {
                 Answer::One("Object") | Answer::File | Answer::Metrics | Answer::Upgrade => None,
-                Answer::One(name) | Answer::Many(name) | Answer::Events(name) => Some(name),
+                Answer::One(name) | Answer::Maybe(name) | Answer::Many(name) | Answer::Events(name) => {
+                    Some(name)
+                }
             };
             for name in answer.into_iter().chain(operation.body) {
                 assert!(schemas.contains_key(name), "{name} of {} is not described", operation.path);

@@ -1,9 +1,9 @@
 //! The page: its files, who is let in, and the stream that it follows.
 //!
-//! It decides that whatever comes through the page's address has a session, comes from the page itself, and may do what it
-//! asks for. The files hold no secret and are given to everybody. It must never let a name that somebody else's server
-//! answers for reach this one's loopback. Read `roles` for who may do what, `agent`'s `sessions` for tokens, its `picture`
-//! for the stream.
+//! It decides that whoever comes through the page's address shows a token, a certificate or a session, and may do what he
+//! asks for; and that what browsers add by themselves, cookies and certificates, counts only for the page itself. The files
+//! hold no secret and are given to everybody. It must never let a name that somebody else's server answers for reach this
+//! one's loopback. Read `roles` for who may do what, `agent`'s `tokens` and `sessions` for who it is.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -21,10 +21,11 @@ use futures_util::StreamExt;
 
 use super::convert::now_unix_ms;
 use super::page_types::{PageToken, PictureChange, Session, SessionRequest, TokenRequest};
-use super::roles::{Caller, Role};
+use super::roles::{Caller, Guest, Role};
 use super::server::{body, router};
+use super::tokens::only_owner;
 use super::types::{Done, ErrorBody};
-use crate::agent::Agent;
+use crate::agent::{Agent, Shown};
 use crate::codes::Code;
 use crate::failure::Failure;
 
@@ -35,6 +36,9 @@ type Answer = Result<Response, Failure>;
 const MINUTES_DEFAULT: u32 = 480;
 /// How long one may last.
 const MINUTES_MAX: u32 = 7 * 24 * 60;
+
+/// How often a stream looks whether its reader still may read; an end that is known beforehand is met at once.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
@@ -82,6 +86,15 @@ const FILE_HEADERS: [(HeaderName, &str); 5] = [
     (header::CACHE_CONTROL, "no-cache"),
 ];
 
+/// Who opened a connection to the page's address.
+#[derive(Clone, Debug)]
+pub(crate) struct Visitor {
+    /// His address.
+    pub(crate) from: IpAddr,
+    /// The SHA-256 of the certificate that he has shown.
+    pub(crate) certificate: Option<[u8; 32]>,
+}
+
 /// Where the page is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Door {
@@ -117,6 +130,28 @@ impl Door {
         let mut pairs =
             cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
         pairs.find_map(|(key, value)| (key == name).then_some(value))
+    }
+
+    /// What a request shows, unless it may come from another page in the same browser.
+    fn shown(&self, request: &Request, visitor: Option<&Visitor>) -> Result<Option<Shown>, &'static str> {
+        let headers = request.headers();
+        if let Some(line) = headers.get(header::AUTHORIZATION) {
+            let pair = line.to_str().ok().and_then(|line| line.split_once(' '));
+            let secret = pair.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+            return match secret {
+                Some((_, secret)) => Ok(Some(Shown::Secret(secret.trim().to_owned()))),
+                None => Err("the header authorization must be `Bearer TOKEN`"),
+            };
+        }
+        let session = self.secret(headers).map(|secret| Shown::Session(secret.to_owned()));
+        let certificate = visitor.and_then(|visitor| visitor.certificate).map(Shown::Certificate);
+        // Browsers say with each change where it comes from, so what says nothing is none; a cookie makes it one.
+        if session.is_some() || certificate.is_none() || headers.contains_key(header::ORIGIN) {
+            self.check_site(request.method(), headers)?;
+        } else {
+            self.check_site(&Method::GET, headers)?;
+        }
+        Ok(session.or(certificate))
     }
 
     /// Whether a request comes from this page and not from another one in the same browser.
@@ -166,41 +201,48 @@ async fn guard(
     if let Some(file) = file(&request) {
         return file;
     }
-    if let Err(why) = door.check_site(request.method(), request.headers()) {
-        return refused(StatusCode::FORBIDDEN, why);
-    }
+    let visitor = request.extensions().get::<Visitor>().cloned();
+    let shown = match door.shown(&request, visitor.as_ref()) {
+        Ok(shown) => shown,
+        Err(why) => return refused(StatusCode::FORBIDDEN, why),
+    };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     request.extensions_mut().insert(door.clone());
     if method == Method::POST && path == "/v1/page/session" {
         return next.run(request).await;
     }
-    let session =
-        door.secret(request.headers()).and_then(|secret| agent.sessions.find(secret, now_unix_ms()));
-    let Some(session) = session else {
-        return refused(
-            StatusCode::UNAUTHORIZED,
-            "nobody is signed in here; run `steadfast page` on this node and open the address that it prints",
-        );
+    let guest = shown.as_ref().and_then(|shown| agent.guest(shown));
+    let (Some(shown), Some(guest)) = (shown, guest) else {
+        let why = "nobody is signed in here; run `steadfast page` on this node and open the address that it prints, or show a token of `steadfast tokens`";
+        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+        return (challenge, refused(StatusCode::UNAUTHORIZED, why)).into_response();
     };
     let needed = Role::needed(&method, &path);
-    if session.role < needed {
-        let why = format!("this needs the role {needed}, and your session has the role {}", session.role);
+    if guest.role < needed {
+        let why = format!("this needs the role {needed}, and yours is {}", guest.role);
         return refused(StatusCode::FORBIDDEN, &why);
     }
     if path != "/v1/page/session" {
         // What is passed on to another node needs no secret of this one.
         request.headers_mut().remove(header::COOKIE);
     }
-    request
-        .extensions_mut()
-        .insert(Caller::Page { role: session.role, until_unix_ms: session.until_unix_ms });
+    request.headers_mut().remove(header::AUTHORIZATION);
+    let from = visitor.map(|visitor| visitor.from);
+    request.extensions_mut().insert(Caller::Guest(Guest { from, ..guest }));
     let response = next.run(request).await;
-    until(session.until_unix_ms, response)
+    until(gone(agent, shown), response)
 }
 
-/// Ends the answer with the session: a stream must not outlive it.
-fn until(unix_ms: u64, response: Response) -> Response {
-    let left = Duration::from_millis(unix_ms.saturating_sub(now_unix_ms()));
+/// Comes when whoever showed this is nobody any more.
+async fn gone(agent: Arc<Agent>, shown: Shown) {
+    while let Some(guest) = agent.guest(&shown) {
+        let left = guest.until_unix_ms.map_or(u64::MAX, |until| until.saturating_sub(now_unix_ms()));
+        tokio::time::sleep(Duration::from_millis(left).min(LOOK_EVERY)).await;
+    }
+}
+
+/// Ends the answer with `gone`: a stream must not outlive the right to it.
+fn until(gone: impl Future<Output = ()> + Send + 'static, response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
     parts.headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let is_stream =
@@ -208,7 +250,7 @@ fn until(unix_ms: u64, response: Response) -> Response {
     if !is_stream {
         return Response::from_parts(parts, body);
     }
-    let bounded = body.into_data_stream().take_until(Box::pin(tokio::time::sleep(left)));
+    let bounded = body.into_data_stream().take_until(Box::pin(gone));
     Response::from_parts(parts, Body::from_stream(bounded))
 }
 
@@ -240,17 +282,13 @@ fn file(request: &Request) -> Option<Response> {
     Some((FILE_HEADERS, kind, tag, *text).into_response())
 }
 
-/// `POST /v1/tokens`: for the owner of the socket only.
+/// `POST /v1/page/tokens`: for the owner of the socket only.
 pub(super) async fn make_token(
     State(agent): Shared,
     caller: Option<Extension<Caller>>,
     request: Request,
 ) -> Answer {
-    if !matches!(caller, Some(Extension(Caller::Owner))) {
-        let message =
-            "tokens for the page are made by the owner of this node's socket only: `steadfast page`";
-        return Err(Failure::new(Code::NotAllowed, message));
-    }
+    only_owner(caller.as_deref(), "steadfast page")?;
     let asked: TokenRequest = body(request).await?;
     let Some(door) = &agent.door else {
         let message = "this node serves no page; write `[page]` with `listen = \"127.0.0.1:7480\"` into its configuration, and restart its agent";
@@ -307,7 +345,7 @@ pub(super) async fn sign_in(State(agent): Shared, door: Option<Extension<Door>>,
 pub(super) async fn session(caller: Option<Extension<Caller>>) -> Answer {
     let Extension(caller) = caller.unwrap_or(Extension(Caller::Member(None)));
     let until_unix_ms = match &caller {
-        Caller::Page { until_unix_ms, .. } => Some(*until_unix_ms),
+        Caller::Guest(guest) => guest.until_unix_ms,
         Caller::Owner | Caller::Member(_) => None,
     };
     Ok(axum::Json(Session { role: caller.role().to_string(), until_unix_ms }).into_response())
@@ -377,6 +415,32 @@ mod tests {
     }
 
     #[test]
+    fn what_browsers_add_by_themselves_counts_for_the_page_alone_and_a_token_does_everywhere() {
+        let door = door(true);
+        let visitor = Visitor { from: IpAddr::from([10, 0, 0, 1]), certificate: Some([3; 32]) };
+        let ask = |pairs: &[(&'static str, &'static str)]| {
+            let mut request = Request::post("/v1/events").body(Body::empty()).unwrap();
+            *request.headers_mut() = headers(pairs);
+            door.shown(&request, Some(&visitor)).map(|shown| match shown {
+                Some(Shown::Secret(secret)) => secret,
+                Some(Shown::Certificate(_)) => "certificate".to_owned(),
+                Some(Shown::Session(secret)) => format!("session {secret}"),
+                None => "nothing".to_owned(),
+            })
+        };
+        let (host, foreign) = (("host", "alpha:7480"), ("origin", "https://elsewhere.example"));
+        let cookie = ("cookie", "__Host-steadfast-7480=mine");
+        assert_eq!(ask(&[host, ("authorization", "bearer sft1-x"), foreign]).unwrap(), "sft1-x");
+        assert!(ask(&[host, ("authorization", "Basic eDp5")]).is_err());
+        assert_eq!(ask(&[host]).unwrap(), "certificate", "a program says nothing of where it comes from");
+        assert_eq!(ask(&[host, ("origin", "https://alpha:7480")]).unwrap(), "certificate");
+        assert!(ask(&[host, foreign]).is_err());
+        assert!(ask(&[host, ("sec-fetch-site", "cross-site")]).is_err());
+        assert!(ask(&[host, cookie]).is_err(), "a browser has cookies, and says where it comes from");
+        assert_eq!(ask(&[host, cookie, ("origin", "https://alpha:7480")]).unwrap(), "session mine");
+    }
+
+    #[test]
     fn with_tls_any_name_of_the_node_will_do() {
         let pairs = [("host", "alpha.example:7480"), ("origin", "https://alpha.example:7480")];
         assert!(door(true).check_site(&Method::POST, &headers(&pairs)).is_ok());
@@ -387,10 +451,14 @@ mod tests {
         let endless = || Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, Infallible>>());
         let stream = ([(header::CONTENT_TYPE, "text/event-stream")], endless()).into_response();
         let ended = crate::commands::block_on(async {
-            axum::body::to_bytes(until(now_unix_ms() + 20, stream).into_body(), 1000).await
+            let gone = tokio::time::sleep(Duration::from_millis(20));
+            axum::body::to_bytes(until(gone, stream).into_body(), 1000).await
         });
         assert!(ended.unwrap().unwrap().is_empty());
-        let whole = until(0, ([(header::CONTENT_TYPE, "application/json")], "{}").into_response());
+        let whole = until(
+            std::future::ready(()),
+            ([(header::CONTENT_TYPE, "application/json")], "{}").into_response(),
+        );
         assert_eq!(whole.headers()[header::CACHE_CONTROL], "no-store");
         let text = crate::commands::block_on(axum::body::to_bytes(whole.into_body(), 1000)).unwrap().unwrap();
         assert_eq!(text, "{}");

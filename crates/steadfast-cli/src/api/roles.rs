@@ -1,10 +1,11 @@
 //! Who asks, and what he may do: looking, operating, or everything.
 //!
-//! The owner's socket and the members of the cluster may do everything; whoever comes through the page has the role of
-//! his session. What a request needs is decided from its method and path alone, and what is not listed needs the most.
+//! The owner's socket and the members of the cluster may do everything; whoever comes from outside has the role of his
+//! session or token. What a request needs is decided from its method and path alone, and what is not listed needs the most.
 //! Read next: `page`, which lets people in.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use axum::http::Method;
@@ -30,13 +31,32 @@ pub enum Caller {
     Owner,
     /// The agent of a member, by its certificate.
     Member(Option<NodeId>),
-    /// Somebody at the page.
-    Page {
-        /// What he may do.
-        role: Role,
-        /// Until when his session lasts.
-        until_unix_ms: u64,
-    },
+    /// Somebody from outside, at the page's address.
+    Guest(Guest),
+}
+
+/// Somebody from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Who.
+    pub who: Who,
+    /// What he may do.
+    pub role: Role,
+    /// Until when, if not until it is taken from him.
+    pub until_unix_ms: Option<u64>,
+    /// The address that he asks from.
+    pub from: Option<IpAddr>,
+}
+
+/// As whom somebody from outside is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A session at the page.
+    Session,
+    /// The token of this name.
+    Token(String),
+    /// The token of this name, by its certificate.
+    Certificate(String),
 }
 
 impl Caller {
@@ -44,7 +64,7 @@ impl Caller {
     pub fn role(&self) -> Role {
         match self {
             Caller::Owner | Caller::Member(_) => Role::Admin,
-            Caller::Page { role, .. } => *role,
+            Caller::Guest(guest) => guest.role,
         }
     }
 }

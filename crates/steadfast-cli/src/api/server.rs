@@ -12,7 +12,7 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
@@ -22,7 +22,7 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{audit, devices, events as event_paths, groups, links, metrics, page, proxy, views};
+use super::{audit, devices, events as event_paths, groups, links, metrics, page, proxy, tokens, views};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
@@ -71,12 +71,15 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/containers/{name}/logs", get(logs))
         .route("/v1/containers/{name}/exec", post(exec))
         .route("/v1/checkpoints", get(checkpoints))
-        .route("/v1/tokens", post(page::make_token))
+        .route("/v1/tokens", get(tokens::tokens).post(tokens::make))
+        .route("/v1/tokens/{name}", delete(tokens::revoke))
+        .route("/v1/page/tokens", post(page::make_token))
         .route("/v1/page/session", get(page::session).post(page::sign_in).delete(page::sign_out))
         .route("/v1/page/events", get(page::events))
         .route("/v1/openapi.json", get(openapi))
         .route("/metrics", get(metrics::metrics))
         .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), refuse_if_observing))
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), audit::tell))
         .with_state(agent)
@@ -107,8 +110,13 @@ pub fn waiting_router(data: String, why: Arc<Mutex<Option<String>>>) -> Router {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = match self.code {
+            // The server is well; whoever asks has too much already.
+            Code::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            code => {
+                StatusCode::from_u16(code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        };
         let body = ErrorBody { code: self.code.to_string(), message: self.message };
         let mut response = (status, axum::Json(body)).into_response();
         response.extensions_mut().insert(self.code);
@@ -162,21 +170,21 @@ async fn rotate_keys(State(agent): Shared) -> Answer {
     json(&agent.rotate_keys().await?)
 }
 
-async fn revoke_node(State(agent): Shared, Path(name): Path<String>) -> Answer {
+async fn revoke_node(State(agent): Shared, Name(name): Name) -> Answer {
     json(&agent.revoke_node(&name).await?)
 }
 
-async fn replace_node(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+async fn replace_node(State(agent): Shared, Name(name): Name, request: Request) -> Answer {
     let request: ReplaceRequest = body(request).await?;
     json(&agent.replace_node(&name, &request.by).await?)
 }
 
-async fn drain_node(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+async fn drain_node(State(agent): Shared, Name(name): Name, request: Request) -> Answer {
     let request: DrainRequest = body(request).await?;
     json(&agent.drain_node(&name, request.undo).await?)
 }
 
-async fn leave_node(State(agent): Shared, Path(name): Path<String>) -> Answer {
+async fn leave_node(State(agent): Shared, Name(name): Name) -> Answer {
     json(&agent.leave_node(&name).await?)
 }
 
@@ -189,7 +197,7 @@ async fn run(State(agent): Shared, request: Request) -> Answer {
     json(&agent.run_container(request).await?)
 }
 
-async fn container(State(agent): Shared, Path(name): Path<String>) -> Answer {
+async fn container(State(agent): Shared, Name(name): Name) -> Answer {
     let (row, version) = agent.rows.container_or_stale(&name).await?;
     json(&agent.shown(&row, version))
 }
@@ -200,16 +208,16 @@ struct RemoveQuery {
     force: bool,
 }
 
-async fn remove(State(agent): Shared, Path(name): Path<String>, query: Parameters<RemoveQuery>) -> Answer {
+async fn remove(State(agent): Shared, Name(name): Name, query: Parameters<RemoveQuery>) -> Answer {
     json(&agent.remove_container(&name, query.0.force).await?)
 }
 
-async fn stop(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+async fn stop(State(agent): Shared, Name(name): Name, request: Request) -> Answer {
     let request: StopRequest = body(request).await?;
     json(&agent.stop_container(&name, request).await?)
 }
 
-async fn restore(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+async fn restore(State(agent): Shared, Name(name): Name, request: Request) -> Answer {
     let request: RestoreRequest = body(request).await?;
     json(&agent.restore_container(&name, request).await?)
 }
@@ -218,11 +226,11 @@ async fn checkpoints(State(agent): Shared) -> Answer {
     json(&agent.shown_checkpoints(None).await?)
 }
 
-async fn checkpoints_of(State(agent): Shared, Path(name): Path<String>) -> Answer {
+async fn checkpoints_of(State(agent): Shared, Name(name): Name) -> Answer {
     json(&agent.shown_checkpoints(Some(&name)).await?)
 }
 
-async fn checkpoint(State(agent): Shared, Path(name): Path<String>, request: Request) -> Answer {
+async fn checkpoint(State(agent): Shared, Name(name): Name, request: Request) -> Answer {
     let (row, _) = agent.rows.container(&name).await?;
     if row.owner != agent.id {
         return proxy::pass_on(&agent, row.owner, request).await;
@@ -230,7 +238,7 @@ async fn checkpoint(State(agent): Shared, Path(name): Path<String>, request: Req
     json(&agent.checkpoint_container(&name).await?)
 }
 
-async fn changes(State(agent): Shared, Path(name): Path<String>) -> Answer {
+async fn changes(State(agent): Shared, Name(name): Name) -> Answer {
     let (row, _) = agent.rows.container(&name).await?;
     let follow = agent.follow(row.id);
     let stream = futures_util::stream::unfold(Some(follow), move |follow| {
@@ -258,7 +266,7 @@ struct LogsQuery {
 
 async fn logs(
     State(agent): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     query: Parameters<LogsQuery>,
     request: Request,
 ) -> Answer {
@@ -270,7 +278,7 @@ async fn logs(
     Ok(events(lines))
 }
 
-async fn exec(State(agent): Shared, Path(name): Path<String>, mut request: Request) -> Answer {
+async fn exec(State(agent): Shared, Name(name): Name, mut request: Request) -> Answer {
     let (row, _) = agent.rows.container_or_stale(&name).await?;
     if row.owner != agent.id {
         return proxy::pass_on(&agent, row.owner, request).await;
@@ -305,12 +313,20 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/containers",
         "/v1/checkpoints",
         "/v1/tokens",
+        "/v1/page/tokens",
         "/v1/page/session",
         "/v1/page/events",
         "/v1/openapi.json",
     ];
     let hint = nearest(&path, known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
     Failure::new(Code::BadRequest, format!("nothing is at {} {path}{hint}", request.method()))
+}
+
+async fn unknown_method(request: Request) -> Response {
+    let message = format!("{} can't be asked of {}", request.method(), request.uri().path());
+    let mut response = Failure::new(Code::BadRequest, message).into_response();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
 }
 
 /// A stream of values as server-sent events; a failure is the last one, of the kind `error`.
@@ -337,6 +353,20 @@ where
         })
     });
     Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// The name in a path.
+pub(super) struct Name(pub(super) String);
+
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Name {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, Failure> {
+        let name = Path::<String>::from_request_parts(parts, state).await;
+        name.map(|Path(name)| Name(name)).map_err(|error| {
+            Failure::new(Code::BadRequest, format!("the path {}: {}", parts.uri.path(), error.body_text()))
+        })
+    }
 }
 
 /// Query parameters; a wrong one is answered with what would be right.

@@ -433,6 +433,9 @@ pub struct KeyStatus {
     pub certificate_expires_unix_ms: Option<u64>,
     /// Nodes that were removed for good: no connection with a certificate of theirs is accepted.
     pub revoked: Vec<String>,
+    /// The certificate of the cluster's authority as PEM, against which this node's certificate is checked.
+    #[serde(default)]
+    pub authority: String,
 }
 
 /// One line that a container printed.

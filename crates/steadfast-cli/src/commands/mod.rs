@@ -35,6 +35,7 @@ pub mod shim;
 pub mod simulate;
 pub mod status;
 pub mod stop;
+pub mod tokens;
 pub mod top;
 pub mod views;
 pub mod wait;
@@ -115,6 +116,7 @@ pub enum Verb {
     Views(views::Args),
     Events(events::Args),
     Page(page::Args),
+    Tokens(tokens::Args),
     Top(top::Args),
     Device(device::Args),
     Groups(groups::Args),
@@ -203,6 +205,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
         Verb::Events(args) => block_on(events::run(args, context))?.map(done),
         Verb::Page(args) => block_on(page::run(args, context))?.map(done),
+        Verb::Tokens(args) => block_on(tokens::run(args, context))?.map(done),
         Verb::Top(args) => block_on(top::run(args, context))?.map(done),
         Verb::Device(args) => device::run(args, context).map(done),
         Verb::Groups(args) => block_on(groups::run(args, context))?.map(done),

@@ -31,7 +31,7 @@ pub struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let request = TokenRequest { role: Some(args.role.to_string()), minutes: Some(minutes(&args.valid)?) };
-    let made: PageToken = context.client.post("/v1/tokens", &request).await?;
+    let made: PageToken = context.client.post("/v1/page/tokens", &request).await?;
     context.output.say(&format!(
         "open this within ten minutes; it works once, and the session that it opens may {} for {}",
         match args.role {

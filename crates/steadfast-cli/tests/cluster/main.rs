@@ -8,6 +8,7 @@
     reason = "in a test a panic is the report; clippy knows only functions marked as tests"
 )]
 
+mod access;
 mod agents;
 mod bed;
 mod browser;
@@ -23,6 +24,7 @@ mod identity;
 mod links;
 mod members;
 mod on_etcd;
+mod openapi;
 mod page;
 mod power;
 mod programs;

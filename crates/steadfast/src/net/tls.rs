@@ -20,6 +20,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring as provider};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
@@ -333,11 +334,15 @@ impl Credentials {
         self.live.own().cert.first().map(|own| fingerprint(own)).unwrap_or_default()
     }
 
-    /// For browsers: the same certificate, and none asked for.
-    pub(crate) fn browser_server(&self) -> Result<ServerConfig, TlsError> {
-        let mut server = ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
+    /// For people and programs from outside: the same certificate, and what this verifier makes of theirs.
+    pub(crate) fn browser_server(
+        &self,
+        verifier: impl FnOnce(Arc<CryptoProvider>) -> Arc<dyn ClientCertVerifier>,
+    ) -> Result<ServerConfig, TlsError> {
+        let provider = Arc::new(crypto_provider());
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&version::TLS13])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier(provider))
             .with_cert_resolver(Arc::new(Shown(Arc::clone(&self.live))));
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(server)
