@@ -47,6 +47,11 @@ pub(super) struct EventsQuery {
 }
 
 pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
+    stream(&agent, &request, None)
+}
+
+/// The stream that is asked for; with a container, what of it concerns that one.
+pub(super) fn stream(agent: &Arc<Agent>, request: &Request, container: Option<&str>) -> Answer {
     let query: EventsQuery = read_query(request.uri())?;
     let filter: Filter = match query.filter.as_deref() {
         Some(text) => text.parse().map_err(|error| bad(format!("filter: {error}")))?,
@@ -57,7 +62,7 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
         None => query.since.as_deref().map(since).transpose()?.unwrap_or_default(),
     };
     let cluster = agent.cluster_name().to_owned();
-    let follow = agent.follow_events(filter, &from)?;
+    let follow = agent.follow_events(filter, &from, container)?;
     Ok(sse(futures_util::stream::unfold((follow, cluster), |(mut follow, cluster)| async move {
         let (delivery, cursor) = follow.next().await?;
         let event = CloudEvent::new(&cluster, &delivery);
@@ -68,6 +73,12 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
 }
 
 pub(super) async fn emit(State(agent): Shared, request: Request) -> Answer {
+    let (kind, fields) = emitted(request).await?;
+    tell(&agent, &kind, fields)
+}
+
+/// The type and the fields that somebody wants to be told.
+pub(super) async fn emitted(request: Request) -> Result<(String, Fields), Failure> {
     let request: EmitRequest = body(request).await?;
     let mut fields = Fields::new();
     for (name, given) in &request.fields {
@@ -78,8 +89,13 @@ pub(super) async fn emit(State(agent): Shared, request: Request) -> Answer {
         })?;
         fields.insert(name.clone(), value);
     }
-    agent.emit_event(&request.kind, fields)?;
-    Ok(axum::Json(Done { done: format!("{} was told", request.kind) }).into_response())
+    Ok((request.kind, fields))
+}
+
+/// Tells it.
+pub(super) fn tell(agent: &Agent, kind: &str, fields: Fields) -> Answer {
+    agent.emit_event(kind, fields)?;
+    Ok(axum::Json(Done { done: format!("{kind} was told") }).into_response())
 }
 
 pub(super) async fn status(State(agent): Shared) -> Answer {

@@ -19,6 +19,7 @@ mod events;
 mod forgeries;
 mod groups;
 mod identity;
+mod inside;
 mod links;
 mod members;
 mod on_etcd;
