@@ -166,7 +166,7 @@ codes! {
         causes: ["a field of the JSON body is missing, unknown or has the wrong type", "client and agent differ in version"],
         remedy: ["correct the field that the message names", "the document at /v1/openapi.json describes every request"];
     NotAllowed = 32, Refused, "this is not allowed to the caller",
-        causes: ["the other side is not a member of this cluster, or was removed from it", "the secret of the token does not fit"],
+        causes: ["the other side is not a member of this cluster, or was removed from it", "the secret of the token does not fit", "a program in a container asked for more than concerns itself"],
         remedy: ["use the local socket as its owner (root)", "make another token"];
     Internal = 33, Refused, "a defect in Steadfast",
         causes: ["a case that nobody thought of"],

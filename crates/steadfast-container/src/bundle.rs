@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::{Root, Spec},
+    container::OWN_SOCKET,
     layout::Layout,
 };
 
@@ -163,6 +164,7 @@ fn environment(spec: &Spec, foreign: &Foreign) -> Vec<String> {
     let mut variables = std::collections::BTreeMap::from([
         ("PATH".to_owned(), PATH.to_owned()),
         ("HOME".to_owned(), "/root".to_owned()),
+        ("STEADFAST_SOCKET".to_owned(), OWN_SOCKET.to_owned()),
     ]);
     let own =
         foreign.process.get("env").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);

@@ -5,11 +5,15 @@
 //! handle again.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{net::UnixStream, process::ExitStatusExt},
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+            process::ExitStatusExt,
+        },
     },
     path::Path,
     process::{Command, Stdio},
@@ -37,6 +41,9 @@ use crate::{
 
 /// How long a healthy shim may take to answer. A stopped one never does.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// Where a program inside finds the socket made by [`Container::listen`]; `STEADFAST_SOCKET` says so too.
+pub const OWN_SOCKET: &str = "/run/steadfast/api.sock";
 
 /// Why a shim did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -258,6 +265,25 @@ impl Container {
         LogReader::new(&self.inner.layout.logs())
     }
 
+    /// Makes the socket that its programs find at [`OWN_SOCKET`], anew where an earlier one was left. Close every
+    /// connection, and the listener, before a checkpoint: one that leads outside can't be imaged, one that has ended can.
+    pub fn listen(&self) -> io::Result<UnixListener> {
+        let folder = folder(&self.inner.layout.epoch_dir())?;
+        // Through the folder, because the whole path may be too long for the kernel.
+        let path = |name: &str| format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+        let (fresh, known) = (path("api.new"), path("api.sock"));
+        if let Err(error) = fs::remove_file(&fresh)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let listener = UnixListener::bind(&fresh)?;
+        // Whoever gets as far as this folder is inside.
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o666))?;
+        fs::rename(&fresh, &known)?;
+        Ok(listener)
+    }
+
     /// Its processes, as this host numbers them.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         self.inner.group.container_pids()
@@ -325,10 +351,13 @@ impl Container {
 
 /// Connects to a shim through its folder, because a socket's own path may be too long for the kernel.
 pub(crate) fn connect(layout: &Layout) -> io::Result<UnixStream> {
-    let folder =
-        rustix::fs::open(&layout.run, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let folder = File::from(folder);
+    let folder = folder(&layout.run)?;
     UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))
+}
+
+fn folder(path: &Path) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -33,7 +33,7 @@ pub use cgroup::NoFreezer;
 pub use clean::RemoveError;
 pub use clock::boottime_ns;
 pub use config::{Address, AddressError, BridgeConfig, Device, HostConfig, Root, Spec, SpecError, Volume};
-pub use container::{Container, ExecError, ShimError};
+pub use container::{Container, ExecError, OWN_SOCKET, ShimError};
 pub use criu::{CheckpointError, RestoreMode};
 pub use fence::{FREEZE_MAX_NS, Lateness};
 pub use host::{AdoptError, CreateError, Host, OpenError};

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{fs, path::PathBuf};
+use std::{fs, io::Write as _, path::PathBuf};
 
 use common::{
     DRIFT_NS, Leases, World, create, eventually, exec, isolated, output, shell, spec, wait_output,
@@ -317,6 +317,80 @@ fn only_sockets_that_lead_outside_are_obstacles() {
         assert!(refused.contains("outside"), "{refused}");
         harmless.destroy().unwrap();
         talker.destroy().unwrap();
+    });
+}
+
+#[test]
+fn a_program_whose_own_socket_was_closed_is_imaged_and_connects_anew_on_another_host() {
+    const TALKER: &str = r#"
+import os, socket, time
+path = os.environ["STEADFAST_SOCKET"]
+if os.fork() == 0:
+    os.setuid(65534)
+    socket.socket(socket.AF_UNIX).connect(path)
+    print("anybody", flush=True)
+    os._exit(0)
+os.wait()
+while True:
+    try:
+        own = socket.socket(socket.AF_UNIX)
+        own.connect(path)
+        print("connected", flush=True)
+        while heard := own.recv(100):
+            print("heard", heard.decode(), flush=True)
+            while heard == b"wait" and not os.path.exists("/tmp/go"):
+                time.sleep(0.01)
+        print("over", flush=True)
+    except OSError as error:
+        print("refused", error.errno, flush=True)
+    time.sleep(0.01)
+"#;
+    isolated(|world| {
+        let (a, b) = (world.host("a"), world.host("b"));
+        let spec = spec("talker", &["python3", "-c", TALKER]);
+        let container = create(&a, "c1", 1, &spec);
+        let listener = container.listen().unwrap();
+        let leases = Leases::keep(&container);
+        drop(listener.accept().unwrap());
+        wait_output(&container, "anybody");
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"wait").unwrap();
+        wait_output(&container, "heard wait");
+        // What it has not read when the other end goes is in its image.
+        stream.write_all(b"two").unwrap();
+        assert!(!container.preflight().unwrap().is_empty());
+        drop((stream, listener));
+        assert_eq!(container.preflight().unwrap(), []);
+        let image = image(&a, "one");
+        capture(&container, &image);
+        exec(&container, &["touch", "/tmp/go"]);
+        wait_output(&container, "heard two");
+        wait_output(&container, "over");
+        // Its agent listens again where one listened before.
+        let _listener = container.listen().unwrap();
+        wait_output_after(&container, "over", "connected");
+        drop(leases);
+        container.destroy().unwrap();
+
+        let container = restore(&b, "c1", 2, &spec, &image, RestoreMode::CloseOutside);
+        let listener = container.listen().unwrap();
+        let _leases = Leases::keep(&container);
+        wait_running(&container);
+        exec(&container, &["touch", "/tmp/go"]);
+        wait_output(&container, "heard two");
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"three").unwrap();
+        wait_output(&container, "heard three");
+        container.destroy().unwrap();
+    });
+}
+
+/// Waits for a line after the first of another.
+fn wait_output_after(container: &Container, first: &str, line: &str) {
+    eventually(&format!("{line:?} after {first:?}"), || {
+        let lines = output(container);
+        let at = lines.iter().position(|one| one == first)?;
+        lines.iter().skip(at).any(|one| one == line).then_some(())
     });
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use axum::Router;
 use steadfast::node::{NodeHandle, Report};
 use steadfast_container::{
     BridgeConfig, Container, Device, Event, Host, HostConfig, RestoreMode, ShimError, Spec, State,
@@ -20,6 +21,7 @@ use steadfast_proto::time::Time;
 
 use super::device_verbs;
 use super::devices::Room;
+use super::inside::Sockets;
 use super::machine::Machine;
 use super::rows::Rows;
 use crate::codes::Code;
@@ -43,6 +45,7 @@ pub(crate) struct Containers {
     busy: Mutex<BTreeMap<ContainerId, Arc<Mutex<()>>>>,
     renewals: Arc<Renewals>,
     node: OnceLock<NodeHandle>,
+    sockets: Sockets,
     devices: Option<Arc<Room>>,
     rows: Rows,
     id: NodeId,
@@ -107,6 +110,7 @@ impl Containers {
             busy: Mutex::default(),
             renewals: Arc::default(),
             node: OnceLock::new(),
+            sockets: Sockets::new(),
             devices,
             rows,
             id,
@@ -163,6 +167,18 @@ impl Containers {
     /// The handle of a container that runs here.
     pub(crate) fn handle(&self, id: ContainerId) -> Option<Container> {
         lock(&self.here).get(&id).map(|here| here.container.clone())
+    }
+
+    /// What the programs of a container are served through the socket inside it.
+    pub(crate) fn serve_inside(&self, serves: impl Fn(ContainerId) -> Router + Send + Sync + 'static) {
+        self.sockets.serve(serves);
+    }
+
+    /// Cuts the programs of a container off from the socket inside it until the value is dropped, so that it can be
+    /// imaged.
+    pub(crate) async fn cut_off(self: &Arc<Self>, id: ContainerId, epoch: Epoch) -> CutOff {
+        self.sockets.close(id).await;
+        CutOff { containers: Arc::clone(self), id, epoch }
     }
 
     /// Where the logs of containers lie that were removed from this node.
@@ -270,6 +286,7 @@ impl Containers {
         let mut all = lock(&self.here);
         if all.get(&id).is_some_and(|here| here.epoch == epoch) {
             all.remove(&id);
+            self.sockets.end(id);
         }
         Ok(())
     }
@@ -282,6 +299,8 @@ impl Containers {
         container: Container,
         bringing: Option<(Report, Option<PathBuf>)>,
     ) -> Result<(), Failure> {
+        // Before it can run: its program finds the socket from its first moment on.
+        self.sockets.open(id, &container);
         lock(&self.here)
             .insert(id, Here { container: container.clone(), epoch, state: "starting".to_owned() });
         let mut watcher = Watcher { containers: Arc::clone(self), id, epoch, container, bringing };
@@ -313,6 +332,22 @@ impl Containers {
         let mut busy = lock(&self.busy);
         busy.retain(|other, turn| *other == id || Arc::strong_count(turn) > 1);
         Arc::clone(busy.entry(id).or_default())
+    }
+}
+
+/// While it is there, no program of a container is connected to this node.
+pub(crate) struct CutOff {
+    containers: Arc<Containers>,
+    id: ContainerId,
+    epoch: Epoch,
+}
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        let here = lock(&self.containers.here);
+        if let Some(here) = here.get(&self.id).filter(|here| here.epoch == self.epoch) {
+            self.containers.sockets.open(self.id, &here.container);
+        }
     }
 }
 

@@ -31,7 +31,7 @@ const PAGE_CONNECTIONS_MAX: usize = 256;
 /// How long whoever connects may take to ask.
 const ASK_MAX: Duration = Duration::from_secs(20);
 /// How long to wait when nothing can be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A served socket; nothing is accepted any more when this is dropped.
 #[derive(Debug)]
@@ -164,7 +164,8 @@ fn join_router(agent: Arc<Agent>) -> Router {
     Router::new().route("/v1/join", post(answer))
 }
 
-async fn serve<S>(stream: S, router: Router)
+/// Serves one connection until it ends.
+pub(super) async fn serve<S>(stream: S, router: Router)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

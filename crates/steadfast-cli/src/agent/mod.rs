@@ -18,6 +18,7 @@ pub(crate) mod events;
 mod exec;
 pub mod found;
 mod groups;
+mod inside;
 #[doc(hidden)]
 pub mod fuzzing;
 mod holders;
@@ -77,6 +78,7 @@ use self::state::State;
 pub(crate) use self::tokens::Shown;
 pub(crate) use self::verdicts::Held;
 pub(crate) use self::views::Wanted as WantedViews;
+use crate::api::own;
 use crate::api::page::Door;
 use crate::api::roles::Caller;
 use crate::codes::Code;
@@ -369,6 +371,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         pictures: picture::Pictures::default(),
     });
     offer(&agent, &opened.services);
+    serve_inside(&agent);
     follow(&agent, &opened.state, opened.transport, opened.own);
     Ok(Started { agent, credentials: opened.credentials, _listeners: opened.listeners })
 }
@@ -522,6 +525,16 @@ fn offer(agent: &Arc<Agent>, services: &Services) {
     holders::offer(services, &agent.memory);
     let inside = Arc::clone(agent);
     services.set_streams(move |accepted| listen::stream(Arc::clone(&inside), accepted));
+}
+
+/// Serves the programs in this node's containers what concerns them.
+fn serve_inside(agent: &Arc<Agent>) {
+    let Some(containers) = &agent.containers else { return };
+    // Not the agent itself, which has the containers.
+    let agent = Arc::downgrade(agent);
+    containers.serve_inside(move |id| {
+        agent.upgrade().map_or_else(axum::Router::new, |agent| own::router(agent, id))
+    });
 }
 
 /// Starts what goes on beside the node: addresses, admission, this node's own row.

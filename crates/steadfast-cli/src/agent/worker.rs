@@ -252,13 +252,16 @@ impl Taking {
         let image = Image(self.containers.image_folder(row.id, row.epoch, "checkpoint"));
         let taken_unix_ms = now_unix_ms();
         let (folder, first, hold) = (image.0.clone(), row.latest.is_none(), self.hold);
+        let cut_off = self.containers.cut_off(row.id, row.epoch).await;
         let capture = spawn_blocking(move || {
             if first {
                 check_first(&container)?;
             }
             container.checkpoint(&folder, hold).map_err(|error| error.to_string())
         });
-        let capture = capture.await.map_err(|error| error.to_string())??;
+        let capture = capture.await;
+        drop(cut_off);
+        let capture = capture.map_err(|error| error.to_string())??;
         let meta = Meta { host_files: capture.host_files };
         let holders = (holders, row.spec.copies_for(self.hold));
         let shipped = self.memory.ship(&image.0, row, number, holders, self.revision, &meta).await?;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use steadfast_proto::events::{Fields, Listener, StreamState};
 
 use super::convert::node_name;
-use super::event_types::{EmitRequest, EventsStatus, FollowedTopic, WatchedTopic};
+use super::event_types::{EmitRequest, Emitted, EventsStatus, FollowedTopic, WatchedTopic};
 use super::links::sse;
 use super::server::{body, read_query};
 use super::types::Done;
@@ -49,6 +49,11 @@ pub(super) struct EventsQuery {
 }
 
 pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
+    stream(&agent, &request, None)
+}
+
+/// The stream that is asked for; with a container, what of it concerns that one.
+pub(super) fn stream(agent: &Arc<Agent>, request: &Request, container: Option<&str>) -> Answer {
     let query: EventsQuery = read_query(request.uri())?;
     let filter: Filter = match query.filter.as_deref() {
         Some(text) => text.parse().map_err(|error| bad(format!("filter: {error}")))?,
@@ -59,7 +64,7 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
         None => query.since.as_deref().map(since).transpose()?.unwrap_or_default(),
     };
     let cluster = agent.cluster_name().to_owned();
-    let follow = agent.follow_events(filter, &from)?;
+    let follow = agent.follow_events(filter, &from, container)?;
     Ok(sse(futures_util::stream::unfold((follow, cluster), |(mut follow, cluster)| async move {
         let (delivery, cursor) = follow.next().await?;
         let event = CloudEvent::new(&cluster, &delivery);
@@ -70,20 +75,23 @@ pub(super) async fn events(State(agent): Shared, request: Request) -> Answer {
 }
 
 pub(super) async fn emit(State(agent): Shared, request: Request) -> Answer {
+    let said = emitted(request).await?;
+    tell(&agent, said)
+}
+
+/// What somebody wants to be told: types with their fields, one at least.
+pub(super) async fn emitted(request: Request) -> Result<Vec<(String, Fields)>, Failure> {
     let said = match body(request).await? {
         EmitRequest::One(one) => vec![one],
         EmitRequest::Many(many) => many,
     };
-    let done = match &said[..] {
-        [] => return Err(bad("an empty list tells nothing; give one event at least")),
-        [one] => format!("{} was told", one.kind),
-        many if many.len() > EMIT_MAX => {
-            return Err(bad(format!("{} events are given; {EMIT_MAX} are possible at once", many.len())));
-        }
-        many => format!("{} events were told", many.len()),
-    };
-    let mut all = Vec::with_capacity(said.len());
-    for one in said {
+    if said.is_empty() {
+        return Err(bad("an empty list tells nothing; give one event at least"));
+    }
+    if said.len() > EMIT_MAX {
+        return Err(bad(format!("{} events are given; {EMIT_MAX} are possible at once", said.len())));
+    }
+    let with_fields = |one: Emitted| {
         let mut fields = Fields::new();
         for (name, given) in &one.fields {
             let value = cloud::value(given).ok_or_else(|| {
@@ -93,9 +101,18 @@ pub(super) async fn emit(State(agent): Shared, request: Request) -> Answer {
             })?;
             fields.insert(name.clone(), value);
         }
-        all.push((one.kind, fields));
-    }
-    agent.emit_events(all)?;
+        Ok((one.kind, fields))
+    };
+    said.into_iter().map(with_fields).collect()
+}
+
+/// Tells it.
+pub(super) fn tell(agent: &Agent, said: Vec<(String, Fields)>) -> Answer {
+    let done = match &said[..] {
+        [(kind, _)] => format!("{kind} was told"),
+        many => format!("{} events were told", many.len()),
+    };
+    agent.emit_events(said)?;
     Ok(axum::Json(Done { done }).into_response())
 }
 

@@ -20,6 +20,7 @@ pub mod link_words;
 pub mod links;
 pub mod metrics;
 pub mod openapi;
+pub(crate) mod own;
 pub(crate) mod page;
 pub mod page_types;
 pub mod proxy;

@@ -2,7 +2,7 @@
 //!
 //! The owner's socket and the members of the cluster may do everything; whoever comes from outside has the role of his
 //! session or token. What a request needs is decided from its method and path alone, and what is not listed needs the most.
-//! Read next: `page`, which lets people in.
+//! A program in a container has no role: `own` serves it on paths of its own. Read next: `page`, which lets people in.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -86,8 +86,11 @@ fn help() -> String {
 
 A spec file:
 
-{}",
-        spec::EXAMPLE
+{}
+Inside, {} ($STEADFAST_SOCKET) tells the program of itself, of its links and its events, and
+takes user events; the guide of events says how.",
+        spec::EXAMPLE,
+        steadfast_container::OWN_SOCKET
     )
 }
 

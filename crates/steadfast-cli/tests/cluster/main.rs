@@ -21,6 +21,7 @@ mod events_failures;
 mod forgeries;
 mod groups;
 mod identity;
+mod inside;
 mod links;
 mod members;
 mod on_etcd;

@@ -17,11 +17,13 @@ const TEXT_BYTES_MAX: usize = 64 << 10;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     places: BTreeMap<u32, BTreeMap<NodeId, (u64, u64)>>,
+    /// When the newest event happened, in microseconds since 1970; 0 before the first.
+    newest_unix_us: u64,
 }
 
 impl Cursor {
-    /// Takes note of what was brought.
-    pub(super) fn note(&mut self, delivery: &Delivery) {
+    /// Takes note of what was brought. What all nodes agreed on is brought by one node at a time: `is_agreed`.
+    pub(super) fn note(&mut self, delivery: &Delivery, is_agreed: bool) {
         let source = delivery.source();
         let seq = match delivery {
             Delivery::Event(event) => event.seq,
@@ -30,7 +32,13 @@ impl Cursor {
             Delivery::SourceDown(_) | Delivery::SourceRefused(..) => return,
         };
         let place = (source.life.incarnation.0, seq);
+        if let Delivery::Event(event) = delivery {
+            self.newest_unix_us = self.newest_unix_us.max(event.what.at_unix_us);
+        }
         let topic = self.places.entry(short(&source.topic)).or_default();
+        if is_agreed {
+            topic.retain(|node, _| *node == source.life.node);
+        }
         let known = topic.entry(source.life.node).or_insert(place);
         *known = place.max(*known);
     }
@@ -43,6 +51,11 @@ impl Cursor {
                 (*node, Position { incarnation: Incarnation(*incarnation), seq: *seq })
             })
             .collect()
+    }
+
+    /// When the newest event happened that was brought, in microseconds since 1970.
+    pub(super) fn newest_unix_us(&self) -> Option<u64> {
+        Some(self.newest_unix_us).filter(|unix_us| *unix_us > 0)
     }
 
     /// The text of it.
@@ -88,11 +101,11 @@ mod tests {
             Delivery::Event(Event { source, seq, what })
         };
         let mut cursor = Cursor::default();
-        cursor.note(&event(source("user.a", 1), 3));
+        cursor.note(&event(source("user.a", 1), 3), false);
         let gap = Gap { source: source("user.a", 1), from: 4, to: 9, reason: GapReason::Overrun };
-        cursor.note(&Delivery::Gap(gap));
-        cursor.note(&event(source("user.b", 1), 5));
-        cursor.note(&Delivery::SourceRestarted(source("user.b", 2)));
+        cursor.note(&Delivery::Gap(gap), false);
+        cursor.note(&event(source("user.b", 1), 5), false);
+        cursor.note(&Delivery::SourceRestarted(source("user.b", 2)), false);
         let read = Cursor::parse(&cursor.text()).unwrap();
         assert_eq!(read, cursor);
         let place = |name: &str| read.positions(&topic(name)).get(&NodeId(7)).copied();
@@ -102,5 +115,27 @@ mod tests {
         for wrong in ["!", "AAAA-", "zz", &cursor.text()[1..]] {
             assert_ne!(Cursor::parse(wrong).as_ref(), Some(&cursor), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_all_agreed_on_has_a_place_on_the_node_that_brought_it_last() {
+        let topic = Arc::new(Topic::from("view.installed".parse::<EventType>().unwrap()));
+        let event = |node, at_unix_us| {
+            let life = Life { node: NodeId(node), incarnation: Incarnation(1) };
+            let what = Arc::new(Occurrence { at_unix_us, fields: Fields::new() });
+            Delivery::Event(Event {
+                source: Arc::new(Source { life, topic: Arc::clone(&topic) }),
+                seq: 4,
+                what,
+            })
+        };
+        let mut cursor = Cursor::default();
+        assert_eq!(cursor.newest_unix_us(), None);
+        cursor.note(&event(7, 50), true);
+        cursor.note(&event(8, 60), true);
+        cursor.note(&event(8, 55), true);
+        let read = Cursor::parse(&cursor.text()).unwrap();
+        assert_eq!(read.positions(&topic).into_keys().collect::<Vec<_>>(), [NodeId(8)]);
+        assert_eq!(read.newest_unix_us(), Some(60));
     }
 }

@@ -7,6 +7,7 @@
 mod cluster;
 mod cursor;
 pub(super) mod disks;
+mod own;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -36,9 +37,13 @@ use crate::events::{Delivery, EventView, Lost, Source, USER_ANY, emit};
 use crate::failure::{Failure, did_you_mean};
 
 pub(crate) use cursor::Cursor;
+use own::Own;
 
 /// How far a stream may fall behind, in events of each of its registrations.
 const BUFFER: usize = 8_192;
+/// How far the clocks of two nodes may be apart for a stream that goes on at the other one to miss nothing of what all
+/// agreed on; what is so recent may come twice.
+const CLOCKS_APART_US: u64 = 1_000_000;
 /// How many registrations one filter may need.
 const REGISTRATIONS_MAX: usize = 256;
 /// Of how many nodes a stream remembers which of their lives it told of.
@@ -119,8 +124,8 @@ fn emit_told(hub: &Hub, told: Vec<cluster::Told>) {
 /// Keeps what happens in the cluster for those who ask later: what costs nothing to watch is always registered for.
 pub(crate) fn journal(hub: &Hub) -> Vec<Subscription> {
     let kept = kinds::all().iter().filter_map(|kind| kind.name.parse::<EventType>().ok());
-    let kept = kept.filter(|kind| !producers::is_local(kind) && kind.as_str() != "catalog.changed");
-    kept.filter_map(|kind| hub.subscribe(Interest { buffer: 1, ..Interest::local(Topic::from(kind)) }).ok())
+    kept.filter(is_kept)
+        .filter_map(|kind| hub.subscribe(Interest { buffer: 1, ..Interest::local(Topic::from(kind)) }).ok())
         .collect()
 }
 
@@ -139,10 +144,23 @@ pub(crate) enum From {
 }
 
 impl Agent {
-    /// Registers for what `filter` lets through.
-    pub(crate) fn follow_events(self: &Arc<Self>, filter: Filter, from: &From) -> Result<Follow, Failure> {
-        let asked =
+    /// Registers for what `filter` lets through; with a container, for what of it concerns that one.
+    pub(crate) fn follow_events(
+        self: &Arc<Self>,
+        filter: Filter,
+        from: &From,
+        container: Option<&str>,
+    ) -> Result<Follow, Failure> {
+        let own = container.map(|name| Own { container: name.to_owned(), node: self.id });
+        let mut asked =
             filter.registrations().map_err(|error| Failure::new(Code::BadRequest, error.to_string()))?;
+        if let Some(own) = &own {
+            asked.list.retain(|registration| own.may_hear(&registration.topic.kind));
+            if asked.list.is_empty() {
+                let message = "filter: a program in a container hears container.*, checkpoint.* and user.* events of its own container, link.state and network.state of its node, and nothing else";
+                return Err(Failure::new(Code::NotAllowed, message));
+            }
+        }
         if asked.list.len() > REGISTRATIONS_MAX {
             let message = format!(
                 "filter: it needs {} registrations and {REGISTRATIONS_MAX} are possible; name fewer types or values",
@@ -154,12 +172,19 @@ impl Agent {
         let mut registered = BTreeSet::new();
         for registration in asked.list {
             let topic = registered_as(registration.topic);
-            for scope in self.scopes(&topic.kind, registration.nodes.as_ref())? {
+            let scopes = match &own {
+                // Its node tells it everything but what users say, wherever they do.
+                Some(_) if !kinds::is_user(topic.kind.as_str()) && topic.kind.as_str() != USER_ANY => {
+                    vec![Scope::Local]
+                }
+                Some(_) | None => self.scopes(&topic.kind, registration.nodes.as_ref())?,
+            };
+            for scope in scopes {
                 // Several user types are one topic.
                 if !registered.insert((topic.clone(), format!("{scope:?}"))) {
                     continue;
                 }
-                let interest = interest(&topic, scope, from);
+                let interest = interest(&topic, scope, from, self.id);
                 let subscribed = self.events.subscribe(interest);
                 subscriptions
                     .push(subscribed.map_err(|error| Failure::new(Code::TooMany, error.to_string()))?);
@@ -168,6 +193,7 @@ impl Agent {
         Ok(Follow {
             agent: Arc::clone(self),
             filter,
+            own,
             subscriptions,
             waiting: VecDeque::new(),
             cursor: if let From::Cursor(cursor) = from { cursor.clone() } else { Cursor::default() },
@@ -210,16 +236,22 @@ impl Agent {
     }
 }
 
-/// All user-defined types are one topic: which there are is known to whoever emits them alone, and one log of them can be
-/// looked through later.
+/// Under which topic a log is kept that can be looked through later. All user-defined types are one topic: which there are
+/// is known to whoever emits them alone. What costs nothing to watch is kept whole.
 fn registered_as(topic: Topic) -> Topic {
     match USER_ANY.parse::<EventType>() {
         Ok(any) if kinds::is_user(topic.kind.as_str()) => Topic::from(any),
+        Ok(_) | Err(_) if is_kept(&topic.kind) => Topic::from(topic.kind),
         Ok(_) | Err(_) => topic,
     }
 }
 
-fn interest(topic: &Topic, scope: Scope, from: &From) -> Interest {
+/// Whether every node keeps events of this type, asked or not.
+fn is_kept(kind: &EventType) -> bool {
+    !producers::is_local(kind) && kind.as_str() != "catalog.changed"
+}
+
+fn interest(topic: &Topic, scope: Scope, from: &From, own: NodeId) -> Interest {
     let kind = kinds::find(topic.kind.as_str());
     let variant = match kind.map(|kind| kind.variant) {
         Some(Variant::All) => core::Variant::Replicated,
@@ -233,7 +265,16 @@ fn interest(topic: &Topic, scope: Scope, from: &From) -> Interest {
         From::Now => Since::Now,
         From::Oldest => Since::Oldest,
         From::Time(unix_us) => Since::Time { unix_us: *unix_us },
-        From::Cursor(cursor) => Since::After(cursor.positions(topic)),
+        From::Cursor(cursor) => {
+            let positions = cursor.positions(topic);
+            match cursor.newest_unix_us() {
+                // Another node told it until now: the same facts, under numbers of its own.
+                Some(unix_us) if is_agreed(&topic.kind) && !positions.contains_key(&own) => {
+                    Since::Time { unix_us: unix_us.saturating_sub(CLOCKS_APART_US) }
+                }
+                Some(_) | None => Since::After(positions),
+            }
+        }
     };
     Interest { topic: topic.clone(), scope, variant, nature, since, buffer: BUFFER }
 }
@@ -242,6 +283,8 @@ fn interest(topic: &Topic, scope: Scope, from: &From) -> Interest {
 pub(crate) struct Follow {
     agent: Arc<Agent>,
     filter: Filter,
+    /// The container that follows, where one does.
+    own: Option<Own>,
     subscriptions: Vec<Subscription>,
     waiting: VecDeque<core::Delivery>,
     cursor: Cursor,
@@ -255,12 +298,12 @@ impl Follow {
     pub(crate) async fn next(&mut self) -> Option<(Delivery, Cursor)> {
         loop {
             while let Some(delivery) = self.waiting.pop_front() {
-                self.cursor.note(&delivery);
+                self.cursor.note(&delivery, is_agreed(&delivery.source().topic.kind));
                 if !self.is_news(&delivery) {
                     continue;
                 }
                 let seen = view(&delivery, &self.agent.rows.names());
-                if self.filter.concerns(&seen) {
+                if self.filter.concerns(&seen) && self.own.as_ref().is_none_or(|own| own.concerns(&seen)) {
                     return Some((seen, self.cursor.clone()));
                 }
             }
