@@ -9,7 +9,7 @@ mod own_row;
 mod picture;
 mod addresses;
 pub(crate) mod admit;
-mod catalog;
+pub(crate) mod catalog;
 mod containers;
 mod device_verbs;
 mod devices;
@@ -27,7 +27,7 @@ mod links;
 mod listen;
 mod logs;
 mod machine;
-mod memory;
+pub(crate) mod memory;
 mod notice;
 mod planted;
 pub mod reidentify;
@@ -71,7 +71,7 @@ use self::keys::Keyring;
 pub(crate) use self::links::Registration;
 pub(crate) use self::machine::on_path;
 use self::memory::Memory;
-use self::rows::Rows;
+pub(crate) use self::rows::Rows;
 use self::state::State;
 pub(crate) use self::verdicts::Held;
 pub(crate) use self::views::Wanted as WantedViews;
@@ -80,6 +80,7 @@ use crate::api::roles::Caller;
 use crate::codes::Code;
 use crate::config::{Config, Mode};
 use crate::failure::Failure;
+use crate::traces::{self, Asked};
 
 /// How often a node without a cluster looks whether it has one.
 const WAIT_PAUSE: Duration = Duration::from_millis(300);
@@ -111,6 +112,7 @@ pub struct Agent {
     pub(crate) door: Option<Door>,
     pub(crate) sessions: sessions::Sessions,
     pub(crate) pictures: picture::Pictures,
+    pub(crate) asked: Asked,
 }
 
 impl std::fmt::Debug for Agent {
@@ -253,6 +255,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
     let credentials = credentials(id, &membership)?;
     let peers = Peers::new(credentials.clone());
     let services = Services::new(Limits::default());
+    traces::attach(&peers, &services);
     let transport = Arc::new(PeersTransport::new(peers.clone()));
     learn_hints(&state, &peers, &transport);
     // Before the catalog is opened: a copy of a voter must not cast that voter's vote.
@@ -309,7 +312,9 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let memory = Memory::open(config, &keys, id, &opened.services, &opened.peers).await?;
     let why_no_containers = opened.machine.why_not.clone();
     let containers = open_containers(config, &opened.machine, id, &rows, devices.as_ref()).await?;
+    let asked = Asked::default();
     let worker = worker::Worker {
+        asked: asked.clone(),
         containers: containers.clone(),
         memory: memory.clone(),
         engine: opened.engine.clone(),
@@ -363,6 +368,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
         sessions: sessions::Sessions::default(),
         pictures: picture::Pictures::default(),
+        asked,
     });
     offer(&agent, &opened.services);
     follow(&agent, &opened.state, opened.transport, opened.own);

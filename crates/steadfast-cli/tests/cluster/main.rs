@@ -31,3 +31,5 @@ mod splits;
 mod support;
 mod tokens;
 mod top;
+#[cfg(feature = "otel")]
+mod traces;
