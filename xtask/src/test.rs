@@ -62,7 +62,9 @@ fn nextest(machine: &Machine, all: bool) -> Run {
 
 /// What only a build with the feature `otel` has: a build of its own, so it is part of `--all` alone.
 fn traces(machine: &Machine) -> Run {
-    let run = Run::cargo("nextest run --package steadfast-cli --features otel --lib --test cluster -E test(traces)");
+    let run = Run::cargo(
+        "nextest run --package steadfast-cli --features otel --lib --test cluster -E test(traces)",
+    );
     machine.offer_criu(run)
 }
 
