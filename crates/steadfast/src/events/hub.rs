@@ -17,6 +17,7 @@ use steadfast_proto::events::{
 };
 use steadfast_proto::ids::{Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
+use steadfast_proto::time::Time;
 use tokio::sync::{Notify, mpsc};
 
 use super::producers::{Producers, Report, Reports, is_local};
@@ -60,8 +61,8 @@ struct Inner {
     peers: Peers,
     producers: Producers,
     orders: mpsc::UnboundedSender<Order>,
-    /// The core's deadline may have moved.
-    moved: Notify,
+    /// The core's deadline is sooner than the one that is waited for.
+    sooner: Notify,
 }
 
 struct State {
@@ -73,6 +74,8 @@ struct State {
     consumers: BTreeMap<ConsumerId, Registered>,
     active: BTreeSet<Topic>,
     unwatchable: BTreeMap<Topic, String>,
+    /// What `keep_time` waits for; without one, for ever.
+    awaited: Option<Time>,
     outgoing: BTreeMap<NodeId, mpsc::Sender<(Life, Message)>>,
 }
 
@@ -107,6 +110,7 @@ impl Hub {
             consumers: BTreeMap::new(),
             active: BTreeSet::new(),
             unwatchable: BTreeMap::new(),
+            awaited: None,
             outgoing: BTreeMap::new(),
         };
         let inner = Inner {
@@ -114,7 +118,7 @@ impl Hub {
             peers: parts.peers,
             producers: parts.producers,
             orders,
-            moved: Notify::new(),
+            sooner: Notify::new(),
         };
         let hub = Hub { inner: Arc::new(inner) };
         tokio::spawn(hub.clone().carry_out(to_carry_out));
@@ -242,7 +246,11 @@ impl Hub {
                 registered.news.notify_one();
             }
         }
-        self.inner.moved.notify_one();
+        // Most events move no deadline, and waking a task for nothing costs them as much as their consumer's.
+        let is_sooner = |at| state.awaited.is_none_or(|awaited| at < awaited);
+        if state.events.deadline().is_some_and(is_sooner) {
+            self.inner.sooner.notify_one();
+        }
     }
 
     fn send(&self, state: &mut State, to: Life, message: Message) {
@@ -369,14 +377,18 @@ impl Hub {
 
     async fn keep_time(self) {
         loop {
-            let deadline = self.lock().events.deadline();
-            let moved = self.inner.moved.notified();
+            let deadline = {
+                let mut state = self.lock();
+                state.awaited = state.events.deadline();
+                state.awaited
+            };
+            let sooner = self.inner.sooner.notified();
             let Some(at) = deadline else {
-                moved.await;
+                sooner.await;
                 continue;
             };
             let left = at.since(datagram::now());
-            if !left.is_zero() && tokio::time::timeout(left, moved).await.is_ok() {
+            if !left.is_zero() && tokio::time::timeout(left, sooner).await.is_ok() {
                 continue;
             }
             let mut state = self.lock();
