@@ -30,6 +30,7 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
     examine(all)?;
     step("tests", nextest(&machine, all))?;
     if all {
+        step("tests of traces", traces(&machine))?;
         step("cluster tests on etcd", on_etcd(&machine))?;
     }
     eprintln!("== everything passed in {:.0} s", started.elapsed().as_secs_f64());
@@ -45,6 +46,8 @@ fn examine(all: bool) -> Result<()> {
     step("simulation", dispatch::simulator(&["--seeds".to_owned(), seeds.to_owned()]))?;
     step("documentation examples", Run::cargo("test --doc --workspace"))?;
     if all {
+        let traced = "clippy --package steadfast-cli --features otel --all-targets -- -D warnings";
+        step("clippy with traces", Run::cargo(traced))?;
         step("benchmarks compile", Run::cargo("check --manifest-path bench/Cargo.toml"))?;
         timed("fuzz", || dispatch::fuzz_each(&dispatch::fuzz_targets()?, 60))?;
     }
@@ -55,6 +58,14 @@ fn examine(all: bool) -> Result<()> {
 fn nextest(machine: &Machine, all: bool) -> Run {
     let run = Run::cargo("nextest run --workspace");
     machine.offer_criu(if all { run.args(["--ignore-default-filter"]) } else { run })
+}
+
+/// What only a build with the feature `otel` has: a build of its own, so it is part of `--all` alone.
+fn traces(machine: &Machine) -> Run {
+    let run = Run::cargo(
+        "nextest run --package steadfast-cli --features otel --lib --test cluster -E test(traces)",
+    );
+    machine.offer_criu(run)
 }
 
 /// The cluster suite once more, with the catalog in etcd.

@@ -15,5 +15,6 @@ pub mod failure;
 pub mod logging;
 pub mod output;
 pub mod spec;
+pub mod traces;
 pub mod units;
 pub mod verdicts;

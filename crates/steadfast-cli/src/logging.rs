@@ -3,11 +3,14 @@
 //! Levels follow STYLE 6. The level comes from `--log`, else STEADFAST_LOG, else INFO. Logs go to stderr, so that
 //! stdout stays for data.
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::codes::Code;
 use crate::failure::Failure;
+use crate::traces;
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -19,8 +22,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging for this process; to be called once.
-pub fn start(format: LogFormat, level: Option<&str>) -> Result<(), Failure> {
+/// Starts logging for this process, and its traces where there are any; to be called once.
+pub fn start(format: LogFormat, level: Option<&str>, export: Option<traces::Export>) -> Result<(), Failure> {
     let directives = level
         .map(str::to_owned)
         .or_else(|| std::env::var("STEADFAST_LOG").ok())
@@ -31,13 +34,16 @@ pub fn start(format: LogFormat, level: Option<&str>) -> Result<(), Failure> {
             format!("--log {directives:?}: {error}; write for example \"debug\" or \"info,steadfast=trace\""),
         )
     })?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = match format {
+    // A step of a trace is no part of a line.
+    let filter = filter.and(filter_fn(|metadata| !traces::is_traced(metadata)));
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
         LogFormat::Plain => {
-            builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
+            lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_filter(filter).boxed()
         }
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Json => lines.json().with_filter(filter).boxed(),
     };
+    let result = tracing_subscriber::registry().with(export).with(lines).try_init();
     // A second start in one process (tests) keeps the first.
     let _ = result;
     Ok(())

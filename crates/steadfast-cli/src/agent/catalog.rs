@@ -31,7 +31,7 @@ use crate::config::catalog::CatalogConfig;
 use crate::failure::Failure;
 
 /// The RPC service that carries the engine's messages.
-const SERVICE_ENGINE: u8 = 16;
+pub(crate) const SERVICE_ENGINE: u8 = 16;
 /// The RPC service through which a node asks to be admitted to the engine.
 const SERVICE_ADMIT: u8 = 17;
 /// The RPC service through which a node that starts asks whether another one claims its identity.

@@ -18,6 +18,7 @@ use steadfast_proto::catalog::{ContainerRow, ContainerSpec, Exit, Key, Root};
 use steadfast_proto::ids::{ContainerId, Epoch, NodeId};
 use steadfast_proto::node::Outcome;
 use steadfast_proto::time::Time;
+use tracing::Span;
 
 use super::device_verbs;
 use super::devices::Room;
@@ -27,6 +28,7 @@ use super::rows::Rows;
 use crate::codes::Code;
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::traces;
 
 /// A log file is rotated at this size, and this many are kept.
 const LOG_BYTES_MAX: u64 = 16 << 20;
@@ -229,11 +231,13 @@ impl Containers {
             Err(reason) => return report.done(Outcome::Failed(reason)),
         };
         let mode = if row.after_loss { RestoreMode::CloseOutside } else { RestoreMode::Keep };
-        let created = self.host.create(&row.id.to_string(), row.epoch.0, &spec, image, mode);
+        let created = traces::step("prepare", &[])
+            .in_scope(|| self.host.create(&row.id.to_string(), row.epoch.0, &spec, image, mode));
         match created {
             Ok(container) => {
-                let image = image.map(Path::to_path_buf);
-                if let Err(failure) = self.watch(row.id, row.epoch, container, Some((report, image))) {
+                let step = traces::step(if image.is_some() { "shim: restore" } else { "shim: start" }, &[]);
+                let bringing = Bringing { report, image: image.map(Path::to_path_buf), step };
+                if let Err(failure) = self.watch(row.id, row.epoch, container, Some(bringing)) {
                     tracing::error!(%failure, "a container can't be watched");
                 }
             }
@@ -297,7 +301,7 @@ impl Containers {
         id: ContainerId,
         epoch: Epoch,
         container: Container,
-        bringing: Option<(Report, Option<PathBuf>)>,
+        bringing: Option<Bringing>,
     ) -> Result<(), Failure> {
         // Before it can run: its program finds the socket from its first moment on.
         self.sockets.open(id, &container);
@@ -357,7 +361,15 @@ struct Watcher {
     id: ContainerId,
     epoch: Epoch,
     container: Container,
-    bringing: Option<(Report, Option<PathBuf>)>,
+    bringing: Option<Bringing>,
+}
+
+/// A start or a restore that its shim carries out.
+struct Bringing {
+    report: Report,
+    image: Option<PathBuf>,
+    /// The step of a traced operation that it is.
+    step: Span,
 }
 
 impl Watcher {
@@ -469,7 +481,10 @@ impl Watcher {
     }
 
     fn brought(&mut self, outcome: Outcome) {
-        if let Some((report, image)) = self.bringing.take() {
+        if let Some(Bringing { report, image, step }) = self.bringing.take() {
+            if let Outcome::Failed(reason) = &outcome {
+                traces::failed(&step, reason);
+            }
             image.iter().for_each(|image| remove_folder(image));
             report.done(outcome);
         }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use steadfast::catalog::{Catalog, Txn};
 use steadfast_proto::catalog::{DrainRow, Intent, Key, NodeRow, ProbationRow, View};
 use steadfast_proto::ids::NodeId;
@@ -17,6 +18,7 @@ use crate::api::convert::{Names, node_name};
 use crate::api::types;
 use crate::codes::Code;
 use crate::failure::Failure;
+use crate::traces;
 
 /// How long a request is followed before it answers that it goes on.
 const FOLLOW_MAX: Duration = Duration::from_secs(600);
@@ -24,6 +26,9 @@ const FOLLOW_MAX: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the engine's voters are compared with the members.
 const VOTERS_EVERY: Duration = Duration::from_secs(2);
+
+/// Most containers whose moves are part of the trace of one request.
+const TRACED_MOVES_MAX: usize = 128;
 
 impl Agent {
     /// Has `new`, a candidate that is ready, take the place of `old` in one view; answers when it has.
@@ -37,6 +42,7 @@ impl Agent {
         // Against a change of members meanwhile: then the request is looked at anew.
         let mut txn = Txn::compare_and_set(Key::Probation(new.id).encode(), revision, rows::encode(&next)?);
         txn.compare.push((Key::View.encode(), status.view_revision));
+        txn.puts.extend(causes(&status, old.id));
         self.commit_request(txn, &new.name).await?;
         tracing::info!(old = old.name, new = new.name, "a member is being replaced");
         self.follow_request(&format!("{} takes the place of {}", new.name, old.name), move |status, view| {
@@ -103,7 +109,8 @@ impl Agent {
             return Ok(());
         }
         let version = found.map_or(0, |(_, version)| version);
-        let txn = Txn::compare_and_set(Key::Drain(node.id).encode(), version, rows::encode(&row)?);
+        let mut txn = Txn::compare_and_set(Key::Drain(node.id).encode(), version, rows::encode(&row)?);
+        txn.puts.extend(causes(&self.status().await?, node.id));
         self.commit_request(txn, &node.name).await
     }
 
@@ -180,6 +187,12 @@ impl Agent {
             }
         }
     }
+}
+
+/// What has the moves of a node's containers be part of what runs here now.
+fn causes(status: &Status, owner: NodeId) -> impl Iterator<Item = (String, Option<Bytes>)> {
+    let owned = status.containers.values().filter(move |(_, row)| row.owner == owner && row.is_active());
+    owned.filter_map(|(_, row)| traces::cause(row.id, row.epoch.next())).take(TRACED_MOVES_MAX)
 }
 
 fn installed(status: &Status) -> Result<&View, Failure> {

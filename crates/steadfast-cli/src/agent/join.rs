@@ -19,6 +19,7 @@ use steadfast::identity::{ClusterKey, Identity, Membership};
 use steadfast::net::rpc::{JoinConnectError, connect_join};
 use steadfast::net::tls::{Credentials, NodeKey, fingerprint};
 use steadfast::token::{Token, TokenError};
+use tracing::Instrument;
 
 use super::found::tls_failure;
 use super::notice::Listener;
@@ -28,6 +29,7 @@ use crate::api::types::ErrorBody;
 use crate::codes::Code;
 use crate::config::Config;
 use crate::failure::{Failure, disk};
+use crate::traces;
 
 /// The largest answer of an inviter, in bytes.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
@@ -150,7 +152,9 @@ pub(super) async fn wait_with(
     let mut pause = WAIT_FIRST;
     // Read again each time: another token may have been left meanwhile, or this one taken away.
     while let Some(token) = left(&config.data) {
-        match take_up(config, identity, &token, Rebind::Refuse).await {
+        let span = traces::step_of(None, "join", &[("name", &token.name)]);
+        let outcome = take_up(config, identity, &token, Rebind::Refuse).instrument(span.clone()).await;
+        match outcome {
             Ok(joined) => {
                 tracing::info!(
                     cluster = joined.cluster,
@@ -159,7 +163,10 @@ pub(super) async fn wait_with(
                 );
                 return forget_left(&config.data);
             }
-            Err(failure) => say(&token, &failure),
+            Err(failure) => {
+                traces::failed(&span, &failure);
+                say(&token, &failure);
+            }
         }
         notices.wait(token.cluster(), pause).await;
         pause = (pause * 2).min(WAIT_MAX);
@@ -231,9 +238,10 @@ async fn ask(token: &Token, request: &JoinRequest) -> Result<JoinReply, Failure>
         serde_json::to_vec(request).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
     let http =
         Request::post("/v1/join").header("host", "steadfast").header("content-type", "application/json");
-    let http = http
+    let mut http = http
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    traces::mark(http.headers_mut());
     planted::crash("join:asking");
     let response = sender.send_request(http).await.map_err(|error| broken(error.to_string()))?;
     let accepted = response.status().is_success();

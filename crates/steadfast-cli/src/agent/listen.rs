@@ -25,6 +25,7 @@ use crate::api::page::{Door, Visitor, page_router};
 use crate::api::roles::Caller;
 use crate::codes::Code;
 use crate::failure::{Failure, disk};
+use crate::traces;
 
 /// Connections at the page's address at once.
 const PAGE_CONNECTIONS_MAX: usize = 256;
@@ -161,7 +162,7 @@ fn join_router(agent: Arc<Agent>) -> Router {
         let inviter = agent.inviter.clone();
         async move { inviter.answer(request).await.map(axum::Json) }
     };
-    Router::new().route("/v1/join", post(answer))
+    Router::new().route("/v1/join", post(answer)).layer(axum::middleware::from_fn(traces::tell))
 }
 
 /// Serves one connection until it ends.

@@ -28,7 +28,7 @@ use crate::failure::{Failure, disk};
 use crate::units::human_size;
 
 /// The RPC service by which an owner makes a holder's core know of a seal before it is committed.
-const SERVICE_REFRESH: u8 = 20;
+pub(crate) const SERVICE_REFRESH: u8 = 20;
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often grants that nobody sealed are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ mod own_row;
 mod picture;
 mod addresses;
 pub(crate) mod admit;
-mod catalog;
+pub(crate) mod catalog;
 mod containers;
 mod device_verbs;
 mod devices;
@@ -28,7 +28,7 @@ mod links;
 mod listen;
 mod logs;
 mod machine;
-mod memory;
+pub(crate) mod memory;
 mod notice;
 mod planted;
 pub mod reidentify;
@@ -73,7 +73,7 @@ use self::keys::Keyring;
 pub(crate) use self::links::Registration;
 pub(crate) use self::machine::on_path;
 use self::memory::Memory;
-use self::rows::Rows;
+pub(crate) use self::rows::Rows;
 use self::state::State;
 pub(crate) use self::tokens::Shown;
 pub(crate) use self::verdicts::Held;
@@ -84,6 +84,7 @@ use crate::api::roles::Caller;
 use crate::codes::Code;
 use crate::config::{Config, Mode};
 use crate::failure::Failure;
+use crate::traces::{self, Asked};
 
 /// How often a node without a cluster looks whether it has one.
 const WAIT_PAUSE: Duration = Duration::from_millis(300);
@@ -115,6 +116,7 @@ pub struct Agent {
     pub(crate) door: Option<Door>,
     pub(crate) sessions: sessions::Sessions,
     pub(crate) pictures: picture::Pictures,
+    pub(crate) asked: Asked,
 }
 
 impl std::fmt::Debug for Agent {
@@ -257,6 +259,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
     let credentials = credentials(id, &membership)?;
     let peers = Peers::new(credentials.clone());
     let services = Services::new(Limits::default());
+    traces::attach(&peers, &services);
     let transport = Arc::new(PeersTransport::new(peers.clone()));
     learn_hints(&state, &peers, &transport);
     // Before the catalog is opened: a copy of a voter must not cast that voter's vote.
@@ -317,7 +320,9 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let hub = events::start(events::life(id, incarnation), &opened.peers, &opened.services, move |name| {
         cgroups.as_ref()?.cgroup_of(name)
     });
+    let asked = Asked::default();
     let worker = worker::Worker {
+        asked: asked.clone(),
         containers: containers.clone(),
         memory: memory.clone(),
         engine: opened.engine.clone(),
@@ -369,6 +374,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
         sessions: sessions::Sessions::default(),
         pictures: picture::Pictures::default(),
+        asked,
     });
     offer(&agent, &opened.services);
     serve_inside(&agent);

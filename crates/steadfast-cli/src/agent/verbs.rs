@@ -21,6 +21,7 @@ use crate::api::convert::{self, now_unix_ms};
 use crate::api::types;
 use crate::codes::Code;
 use crate::failure::Failure;
+use crate::traces;
 use crate::units;
 
 /// Most containers in one cluster.
@@ -55,13 +56,14 @@ impl Agent {
         let row = new_row(id, spec, owner);
         let name_key = Key::Name(row.spec.name.clone()).encode();
         let container_key = Key::Container(id).encode();
-        let txn = Txn {
+        let mut txn = Txn {
             compare: vec![(name_key.clone(), 0), (container_key.clone(), 0)],
             puts: vec![
                 (name_key, Some(rows::encode(&NameRow { container: id })?)),
                 (container_key, Some(rows::encode(&row)?)),
             ],
         };
+        txn.puts.extend(traces::cause(id, row.epoch));
         let reply = self.rows.commit(txn).await?;
         if !reply.succeeded {
             return Err(name_taken(&row.spec.name));
@@ -156,10 +158,11 @@ impl Agent {
                 ));
             }
             let key = Key::Container(row.id).encode();
-            let txn = Txn {
+            let mut txn = Txn {
                 compare: vec![(key.clone(), version)],
                 puts: vec![(key, None), (Key::Name(name.to_owned()).encode(), None)],
             };
+            txn.puts.extend(traces::forget(&self.rows, row.id));
             if self.rows.commit(txn).await?.succeeded {
                 return Ok(types::Done { done: format!("{name} is removed with its checkpoints") });
             }
@@ -254,6 +257,7 @@ impl Agent {
                 format!("{name} is {state}, and only a running container can be checkpointed"),
             ));
         }
+        let _asked = self.asked.during(row.id);
         let taken = self.node.checkpoint(row.id).await.map_err(|error| {
             let code = match &error {
                 steadfast::node::RequestError::Unanswered(why) => super::report::unanswered(*why),
@@ -276,7 +280,9 @@ impl Agent {
         for _ in 0..ATTEMPTS {
             let (row, version) = self.rows.container(name).await?;
             let next = ContainerRow { changed_unix_ms: now_unix_ms(), ..next(&row)? };
-            let txn = Txn::compare_and_set(Key::Container(row.id).encode(), version, rows::encode(&next)?);
+            let mut txn =
+                Txn::compare_and_set(Key::Container(row.id).encode(), version, rows::encode(&next)?);
+            txn.puts.extend(traces::cause(row.id, next.epoch));
             let reply = self.rows.commit(txn).await?;
             if reply.succeeded {
                 return Ok(self.shown(&next, reply.revision));

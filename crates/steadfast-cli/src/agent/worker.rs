@@ -3,6 +3,7 @@
 //! Every job is begun at once and reported when it has ended; blocking work goes to threads made for it. It decides
 //! nothing: a job that can't be done is reported as failed with the reason.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use steadfast_proto::catalog::{CheckpointRef, ContainerRow};
 use steadfast_proto::ids::{ContainerId, Epoch, Incarnation, NodeId};
 use steadfast_proto::node::{Job, Outcome};
 use tokio::task::spawn_blocking;
+use tracing::{Instrument, Span};
 
 use super::containers::{Containers, lock, remove_folder};
 use super::engine::Engine;
@@ -22,6 +24,7 @@ use super::machine::Machine;
 use super::memory::{Memory, Meta};
 use super::rows::Rows;
 use crate::api::convert::now_unix_ms;
+use crate::traces::{self, Asked};
 
 /// How often a removal that failed is tried again before it is given up until the next start.
 const DESTROY_ATTEMPTS: u32 = 5;
@@ -32,6 +35,7 @@ const PROVISION_MAX: Duration = Duration::from_secs(3);
 
 /// The agent's worker.
 pub(crate) struct Worker {
+    pub(crate) asked: Asked,
     pub(crate) containers: Option<Arc<Containers>>,
     pub(crate) memory: Memory,
     pub(crate) engine: Engine,
@@ -69,11 +73,16 @@ impl Worker {
             Job::Renew { deadline, drift, containers: which } => containers.renew(deadline, drift, which),
             Job::Start(row) => {
                 let containers = Arc::clone(containers);
-                self.runtime.spawn_blocking(move || containers.bring(&row, None, report));
+                let span = self.span(&row, "start", "start");
+                self.runtime.spawn_blocking(move || span.in_scope(|| containers.bring(&row, None, report)));
             }
             Job::Restore(row) => {
                 let (containers, memory) = (Arc::clone(containers), self.memory.clone());
-                self.runtime.spawn(restore(containers, memory, *row, report));
+                let span = match row.after_loss {
+                    true => self.span(&row, "restore", "recover"),
+                    false => self.span(&row, "take over", "take over"),
+                };
+                self.runtime.spawn(restore(containers, memory, *row, report).instrument(span));
             }
             Job::Checkpoint { row, number, holders, hold } => {
                 self.checkpoint(containers, (*row, number, hold), holders, report)
@@ -97,6 +106,22 @@ impl Worker {
         }
     }
 
+    /// What bringing a container up is: a step of what somebody asked for, or an operation of its own.
+    fn span(&self, row: &ContainerRow, asked: &str, unasked: &str) -> Span {
+        let parent = traces::caused(&self.rows, row, row.epoch);
+        let name = if parent.is_some() { asked } else { unasked };
+        traces::step_of(parent, name, &[("container", &row.spec.name), ("epoch", &row.epoch.0)])
+    }
+
+    /// What a checkpoint is part of; one that nobody asked for leaves no trace.
+    fn checkpoint_span(&self, row: &ContainerRow, number: u64, hold: bool) -> Span {
+        let handed_over = || if hold { traces::caused(&self.rows, row, row.epoch.next()) } else { None };
+        let Some(parent) = self.asked.of(row.id).or_else(handed_over) else { return Span::none() };
+        let name = if hold { "hand over" } else { "take checkpoint" };
+        let attributes: [(&str, &dyn Display); 2] = [("container", &row.spec.name), ("checkpoint", &number)];
+        traces::step_of(Some(parent), name, &attributes)
+    }
+
     fn checkpoint(
         &self,
         containers: &Arc<Containers>,
@@ -112,13 +137,19 @@ impl Worker {
             revision: self.rows.catalog().range_stale("container/").revision,
             hold,
         };
-        self.runtime.spawn(async move {
+        let span = self.checkpoint_span(&row, number, hold);
+        let told = span.clone();
+        let work = async move {
             let outcome = match taking.take(&row, number, holders).await {
                 Ok(checkpoint) => Outcome::Sealed(Box::new(checkpoint)),
-                Err(reason) => Outcome::Failed(reason),
+                Err(reason) => {
+                    traces::failed(&told, &reason);
+                    Outcome::Failed(reason)
+                }
             };
             report.done(outcome);
-        });
+        };
+        self.runtime.spawn(work.instrument(span));
     }
 
     fn collect(&self) {
@@ -196,15 +227,23 @@ fn refuse(job: Job, report: Report) {
 async fn restore(containers: Arc<Containers>, memory: Memory, row: ContainerRow, report: Report) {
     let image = containers.image_folder(row.id, row.epoch, "restore");
     let fetched = match row.restore_from() {
-        Some(checkpoint) => memory.fetch(checkpoint, &image).await,
+        Some(checkpoint) => {
+            let step = traces::step("fetch", &[("checkpoint", &checkpoint.number)]);
+            memory.fetch(checkpoint, &image).instrument(step).await
+        }
         None => Err("it has no committed checkpoint".to_owned()),
     };
     let meta = match fetched {
         Ok(meta) => meta,
-        Err(reason) => return report.done(Outcome::Failed(reason)),
+        Err(reason) => {
+            traces::failed(&Span::current(), &reason);
+            return report.done(Outcome::Failed(reason));
+        }
     };
+    let span = Span::current();
     // The outcome comes through the report.
     let _ = spawn_blocking(move || {
+        let _here = span.enter();
         if let Err(mismatch) = verify_host_files(&meta.host_files) {
             remove_folder(&image);
             return report.done(Outcome::Failed(mismatch.to_string()));
@@ -253,7 +292,9 @@ impl Taking {
         let taken_unix_ms = now_unix_ms();
         let (folder, first, hold) = (image.0.clone(), row.latest.is_none(), self.hold);
         let cut_off = self.containers.cut_off(row.id, row.epoch).await;
+        let step = traces::step("capture", &[]);
         let capture = spawn_blocking(move || {
+            let _step = step.enter();
             if first {
                 check_first(&container)?;
             }
@@ -264,7 +305,8 @@ impl Taking {
         let capture = capture.map_err(|error| error.to_string())??;
         let meta = Meta { host_files: capture.host_files };
         let holders = (holders, row.spec.copies_for(self.hold));
-        let shipped = self.memory.ship(&image.0, row, number, holders, self.revision, &meta).await?;
+        let ship = self.memory.ship(&image.0, row, number, holders, self.revision, &meta);
+        let shipped = ship.instrument(traces::step("ship", &[])).await?;
         Ok(CheckpointRef {
             number,
             epoch: row.epoch,

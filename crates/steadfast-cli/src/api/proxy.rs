@@ -37,6 +37,7 @@ pub async fn pass_on(agent: &Agent, owner: NodeId, mut request: Request) -> Resu
         let _ = connection.with_upgrades().await;
     });
     request.headers_mut().insert(PASSED_ON, HeaderValue::from_static("1"));
+    crate::traces::mark(request.headers_mut());
     let ours = request.extensions_mut().remove::<OnUpgrade>();
     let mut response = sender.send_request(request).await.map_err(|error| unreachable(error.to_string()))?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS

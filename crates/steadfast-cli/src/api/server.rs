@@ -26,6 +26,7 @@ use super::{audit, devices, events as event_paths, groups, links, metrics, page,
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
+use crate::traces;
 
 /// The largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -82,6 +83,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), refuse_if_observing))
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), audit::tell))
+        .layer(middleware::from_fn(traces::tell))
         .with_state(agent)
 }
 

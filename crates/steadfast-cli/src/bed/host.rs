@@ -109,6 +109,11 @@ impl Host {
             let lines = plan.settings.iter().filter(|(name, _)| name == section);
             lines.map(|(_, line)| format!("{line}\n")).collect()
         };
+        // A section that is only there when a plan says so.
+        let whole = |section: &str| match extra(section) {
+            given if given.is_empty() => String::new(),
+            given => format!("\n[{section}]\n{given}"),
+        };
         let networks: String = self
             .shared
             .networks
@@ -118,7 +123,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{standby}{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}{page}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}{page}{traces}",
             name = self.name,
             data = self.data().display(),
             standby = if self.number + plan.standbys >= plan.hosts { "standby = true\n" } else { "" },
@@ -136,10 +141,8 @@ impl Host {
                 given => given,
             },
             devices = self.devices_text(&extra("devices")),
-            page = match extra("page") {
-                given if given.is_empty() => String::new(),
-                given => format!("\n[page]\n{given}"),
-            },
+            page = whole("page"),
+            traces = whole("traces"),
         )
     }
 

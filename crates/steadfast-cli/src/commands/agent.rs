@@ -6,6 +6,7 @@ use super::Context;
 use crate::codes::Code;
 use crate::config;
 use crate::failure::Failure;
+use crate::traces;
 
 /// Run this machine's node
 ///
@@ -34,13 +35,15 @@ A configuration (variables such as STEADFAST_NODE_NAME replace its keys):
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    crate::logging::start(context.log_format, context.log.as_deref())?;
     let config = config::load(args.config.as_deref())?;
+    let export = config.traces.as_ref().map(|traces| traces::layer(traces, &config.name)).transpose()?;
+    crate::logging::start(context.log_format, context.log.as_deref(), export)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime
         .map_err(|error| Failure::new(Code::DiskFailed, format!("can't start the runtime: {error}")))?;
     let outcome = runtime.block_on(crate::agent::run(config));
     // Blocking calls into runc may still be under way; the shims outlive us in any case.
     runtime.shutdown_background();
+    traces::flush();
     outcome
 }

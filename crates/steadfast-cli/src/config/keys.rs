@@ -60,6 +60,7 @@ const KEYS: &[Key] = &[
     key("[devices]", "automatic", "`true`", "Whether this node gives the next automatic name to a device that several nodes see, that is surely one, and that was never named."),
     key("[api]", "socket", "`steadfast.sock` in `data`", "The API's socket; its owner only."),
     key("[page]", "listen", "none: no page", "Where this node serves its page, as `\"127.0.0.1:7480\"`; port 7480 unless given. On an address of the loopback it is plain HTTP, which a tunnel can reach; on any other it has TLS with this node's certificate. `steadfast page` makes a token that opens it."),
+    key("[traces]", "endpoint", "none: no traces", "Where an OpenTelemetry collector takes OTLP over HTTP, as `\"http://127.0.0.1:4318\"`: traces of what people ask for and of recoveries, across nodes. Only a steadfast that was built with the cargo feature `otel` has them."),
 ];
 
 /// The whole reference page, `docs/reference/config.md`.

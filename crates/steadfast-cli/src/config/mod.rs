@@ -133,6 +133,13 @@ pub struct DevicesConfig {
     pub automatic: bool,
 }
 
+/// Where traces of operations are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// The collector's base address, without a slash at its end.
+    pub endpoint: String,
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -166,6 +173,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where the page is served; nowhere when absent.
     pub page: Option<SocketAddr>,
+    /// Where traces are sent; nowhere when absent.
+    pub traces: Option<Traces>,
 }
 
 impl Config {
@@ -199,6 +208,7 @@ pub struct RawConfig {
     automatic: Option<Given>,
     socket: Option<Given>,
     page: Option<Given>,
+    traces: Option<Given>,
 }
 
 impl RawConfig {
@@ -256,6 +266,10 @@ impl RawConfig {
         if let Some(mut page) = top.table("page", problems) {
             raw.page = page.text("listen", problems);
             page.finish(problems);
+        }
+        if let Some(mut traces) = top.table("traces", problems) {
+            raw.traces = traces.text("endpoint", problems);
+            traces.finish(problems);
         }
         top.finish(problems);
         raw
@@ -345,6 +359,7 @@ impl RawConfig {
             devices: devices?,
             socket: socket?,
             page: self.page.as_ref().and_then(|given| problems.check(given, page_address)),
+            traces: self.traces.as_ref().and_then(|given| problems.check(given, traces)),
         })
     }
 
@@ -501,6 +516,20 @@ fn page_address(text: &str) -> Result<SocketAddr, String> {
     Ok(parsed)
 }
 
+fn traces(text: &str) -> Result<Traces, String> {
+    if !crate::traces::ARE_BUILT_IN {
+        return Err("this steadfast was built without traces; take one that was built with `--features otel`, or leave [traces] out".to_owned());
+    }
+    let example = "write for example \"http://127.0.0.1:4318\"";
+    let uri: hyper::Uri = text.parse().map_err(|_| format!("{text:?} is no address; {example}"))?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+        return Err(format!(
+            "{text:?} is not where a collector takes OTLP over plain HTTP; {example}, and let a collector on this machine pass traces on over TLS"
+        ));
+    }
+    Ok(Traces { endpoint: text.trim_end_matches('/').to_owned() })
+}
+
 fn device_pattern(text: &str) -> Result<String, String> {
     let name = text.strip_prefix("/dev/").unwrap_or(text);
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"*?_-.!".contains(&byte);
@@ -655,6 +684,28 @@ mod tests {
         for wrong in ["0.0.0.0:7480", "127.0.0.1:0", "localhost:7480", "7480"] {
             let found = problems(&with(&format!("[page]\nlisten=\"{wrong}\"")));
             assert!(found.len() == 1 && found[0].starts_with("node.toml:7: page.listen:"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn traces_go_to_a_collector_where_they_are_built_in() {
+        let with = |endpoint: &str| {
+            format!(
+                "[node]\nname=\"a\"\n[[network]]\nname=\"a\"\naddress=\"::1\"\n[traces]\nendpoint=\"{endpoint}\"\n"
+            )
+        };
+        let good = with("http://collector:4318/");
+        if crate::traces::ARE_BUILT_IN {
+            let config = check_text("node.toml", &good, |_| None).unwrap();
+            assert_eq!(config.traces.unwrap().endpoint, "http://collector:4318");
+            for wrong in ["collector:4318", "https://collector:4318", "http://", "http://a/?b"] {
+                let found = problems(&with(wrong));
+                assert!(found.len() == 1 && found[0].contains("http://127.0.0.1:4318"), "{found:?}");
+            }
+        } else {
+            let found = problems(&good);
+            assert!(found[0].starts_with("node.toml:7: traces.endpoint:"), "{found:?}");
+            assert!(found.len() == 1 && found[0].contains("--features otel"), "{found:?}");
         }
     }
 

@@ -35,3 +35,5 @@ mod splits;
 mod support;
 mod tokens;
 mod top;
+#[cfg(feature = "otel")]
+mod traces;

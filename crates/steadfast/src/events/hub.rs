@@ -17,6 +17,7 @@ use steadfast_proto::events::{
 };
 use steadfast_proto::ids::{Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
+use steadfast_proto::time::Time;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::producers::{Producers, Report, Reports, is_local};
@@ -60,8 +61,8 @@ struct Inner {
     peers: Peers,
     producers: Producers,
     orders: mpsc::UnboundedSender<Order>,
-    /// The core's deadline may have moved.
-    moved: Notify,
+    /// The core's deadline is sooner than the one that is waited for.
+    sooner: Notify,
     /// In which life this node is a member, or has what it needs to become one.
     provisioned: watch::Sender<Option<Incarnation>>,
 }
@@ -75,6 +76,8 @@ struct State {
     consumers: BTreeMap<ConsumerId, Registered>,
     active: BTreeSet<Topic>,
     unwatchable: BTreeMap<Topic, String>,
+    /// What `keep_time` waits for; without one, for ever.
+    awaited: Option<Time>,
     outgoing: BTreeMap<NodeId, mpsc::Sender<(Life, Message)>>,
 }
 
@@ -109,6 +112,7 @@ impl Hub {
             consumers: BTreeMap::new(),
             active: BTreeSet::new(),
             unwatchable: BTreeMap::new(),
+            awaited: None,
             outgoing: BTreeMap::new(),
         };
         let inner = Inner {
@@ -116,7 +120,7 @@ impl Hub {
             peers: parts.peers,
             producers: parts.producers,
             orders,
-            moved: Notify::new(),
+            sooner: Notify::new(),
             provisioned: watch::Sender::new(None),
         };
         let hub = Hub { inner: Arc::new(inner) };
@@ -283,7 +287,11 @@ impl Hub {
         if out.provisioned {
             self.inner.provisioned.send_replace(Some(state.me.incarnation));
         }
-        self.inner.moved.notify_one();
+        // Most events move no deadline, and waking a task for nothing costs them as much as their consumer's.
+        let is_sooner = |at| state.awaited.is_none_or(|awaited| at < awaited);
+        if state.events.deadline().is_some_and(is_sooner) {
+            self.inner.sooner.notify_one();
+        }
     }
 
     fn send(&self, state: &mut State, to: Life, message: Message) {
@@ -410,14 +418,18 @@ impl Hub {
 
     async fn keep_time(self) {
         loop {
-            let deadline = self.lock().events.deadline();
-            let moved = self.inner.moved.notified();
+            let deadline = {
+                let mut state = self.lock();
+                state.awaited = state.events.deadline();
+                state.awaited
+            };
+            let sooner = self.inner.sooner.notified();
             let Some(at) = deadline else {
-                moved.await;
+                sooner.await;
                 continue;
             };
             let left = at.since(datagram::now());
-            if !left.is_zero() && tokio::time::timeout(left, moved).await.is_ok() {
+            if !left.is_zero() && tokio::time::timeout(left, sooner).await.is_ok() {
                 continue;
             }
             let mut state = self.lock();

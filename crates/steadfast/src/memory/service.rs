@@ -94,10 +94,15 @@ pub(super) async fn ask(
     timeout: Duration,
 ) -> Result<(Response, Bytes), AskError> {
     let body: Body = encode(request, bulk);
-    let first = peers.call(node, Class::Bulk, SERVICE, body.clone(), timeout).await;
-    let answer = match first {
+    // A checkpoint has thousands of chunks, and a trace few steps.
+    let is_step = !matches!(request, Request::Put { .. } | Request::Get { .. } | Request::Renew { .. });
+    let call = async |body| match is_step {
+        true => peers.call(node, Class::Bulk, SERVICE, body, timeout).await,
+        false => peers.call_untraced(node, Class::Bulk, SERVICE, body, timeout).await,
+    };
+    let answer = match call(body.clone()).await {
         // The path broke. All questions are idempotent, and the next call takes another network.
-        Err(RpcError::Lost { .. }) => peers.call(node, Class::Bulk, SERVICE, body, timeout).await?,
+        Err(RpcError::Lost { .. }) => call(body).await?,
         Ok(answer) => answer,
         Err(error) => return Err(error.into()),
     };

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::frame::{Frame, FrameReader, FrameWriter, Kind};
-use super::{Body, Class};
+use super::{Body, Class, Trace};
 
 /// Frames that may wait for the writer.
 pub(super) const QUEUE_FRAMES: usize = 256;
@@ -109,13 +109,13 @@ impl Connection {
     }
 
     /// Sends a request and waits for its answer. Dropping the future forgets the call.
-    pub(super) async fn call(&self, service: u8, body: Body) -> Result<Answer, Gone> {
+    pub(super) async fn call(&self, service: u8, body: Body, trace: Option<Trace>) -> Result<Answer, Gone> {
         let shared = &self.shared;
         let kib = u32::try_from(body.len() / 1024).unwrap_or(IN_FLIGHT_KIB) + 1;
         let permit = shared.in_flight.acquire_many(kib.min(IN_FLIGHT_KIB)).await;
         let _permit = permit.map_err(|_| Gone)?;
         let (waiting, answer) = shared.register()?;
-        let request = Frame::new(Kind::Request, service, waiting.call, body);
+        let request = Frame::new(Kind::Request, service, waiting.call, body).traced(trace);
         shared.outgoing.send(request).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
@@ -180,7 +180,7 @@ impl Shared {
 
 async fn read_answers<R: AsyncRead + Unpin>(shared: Arc<Shared>, reader: R) {
     let mut frames = FrameReader::new(reader);
-    while let Ok((header, body)) = frames.next().await {
+    while let Ok((header, _, body)) = frames.next().await {
         shared.hear();
         let answer = match header.kind {
             Kind::Response => Ok(body),

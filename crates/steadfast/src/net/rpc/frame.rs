@@ -3,8 +3,9 @@
 //! It decides whether a header is one of ours and how many bytes follow it. It never looks into a body:
 //! TLS has checked that already. Read next: `connection`.
 //!
-//! Layout, little endian, 24 bytes: magic 4, version 1, kind 1, service 1, zero 1, call 8, length 4,
-//! CRC-32C of the 20 bytes before 4.
+//! Layout, little endian, 24 bytes: magic 4, version 1, kind 1, service 1, traced 1, call 8, length 4,
+//! CRC-32C of the 20 bytes before 4. Where a request is traced (1; otherwise 0) the 25 bytes of its trace
+//! context stand between header and body; the length does not count them.
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
+use super::trace::{TRACE_BYTES, Trace};
 use crate::buffers::Buffers;
 
 /// Bytes of a header.
@@ -77,6 +79,8 @@ pub struct Header {
     pub call: u64,
     /// Bytes of the body.
     pub length: u32,
+    /// Whether a trace context stands before the body.
+    pub is_traced: bool,
 }
 
 /// Why bytes are not a frame. The connection is closed.
@@ -110,8 +114,8 @@ pub enum FrameError {
 /// # Errors
 /// Says why the bytes are not a header.
 pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
-    let [m0, m1, m2, m3, version, kind, service, zero, rest @ ..] = *bytes;
-    if [m0, m1, m2, m3] != MAGIC || version != VERSION || zero != 0 {
+    let [m0, m1, m2, m3, version, kind, service, traced, rest @ ..] = *bytes;
+    if [m0, m1, m2, m3] != MAGIC || version != VERSION || traced > 1 {
         return Err(FrameError::Protocol);
     }
     let [a, b, c, d, e, f, g, h, l0, l1, l2, l3, c0, c1, c2, c3] = rest;
@@ -120,11 +124,15 @@ pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
         return Err(FrameError::Checksum);
     }
     let kind = Kind::from_number(kind).ok_or(FrameError::Kind { found: kind })?;
+    let is_traced = traced == 1;
+    if is_traced && kind != Kind::Request {
+        return Err(FrameError::Protocol);
+    }
     let length = u32::from_le_bytes([l0, l1, l2, l3]);
     if length as usize > BODY_BYTES_MAX {
         return Err(FrameError::TooLarge { found: length });
     }
-    Ok(Header { kind, service, call: u64::from_le_bytes([a, b, c, d, e, f, g, h]), length })
+    Ok(Header { kind, service, call: u64::from_le_bytes([a, b, c, d, e, f, g, h]), length, is_traced })
 }
 
 pub(super) fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
@@ -133,6 +141,7 @@ pub(super) fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
     bytes[4] = VERSION;
     bytes[5] = header.kind.number();
     bytes[6] = header.service;
+    bytes[7] = u8::from(header.is_traced);
     bytes[8..16].copy_from_slice(&header.call.to_le_bytes());
     bytes[16..20].copy_from_slice(&header.length.to_le_bytes());
     let sum = crc32c::crc32c(&bytes[..20]);
@@ -144,6 +153,7 @@ pub(super) fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
 #[derive(Debug)]
 pub(super) struct Frame {
     header: Header,
+    trace: Option<Trace>,
     body: Body,
 }
 
@@ -151,7 +161,14 @@ impl Frame {
     /// Makes a frame; the caller has checked the length of `body`.
     pub(super) fn new(kind: Kind, service: u8, call: u64, body: Body) -> Self {
         let length = u32::try_from(body.len()).expect("callers bound bodies to 16 MiB");
-        Self { header: Header { kind, service, call, length }, body }
+        Self { header: Header { kind, service, call, length, is_traced: false }, trace: None, body }
+    }
+
+    /// The same as part of a traced operation; only requests are.
+    pub(super) fn traced(mut self, trace: Option<Trace>) -> Self {
+        self.header.is_traced = trace.is_some();
+        self.trace = trace;
+        self
     }
 
     pub(super) const fn kind(&self) -> Kind {
@@ -175,7 +192,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// The next frame. After a dropped call the connection can't be used any more.
-    pub(super) async fn next(&mut self) -> Result<(Header, Bytes), FrameError> {
+    pub(super) async fn next(&mut self) -> Result<(Header, Option<Trace>, Bytes), FrameError> {
         if !self.large.is_empty() {
             // An idle connection keeps no memory.
             let waited = tokio::time::timeout(IDLE, self.fill(HEADER_BYTES)).await;
@@ -186,12 +203,20 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.fill(HEADER_BYTES).await?;
         let bytes = self.buffer.split_to(HEADER_BYTES);
         let header = decode_header(bytes.first_chunk().expect("24 bytes were split off"))?;
+        let trace = if header.is_traced { self.trace().await? } else { None };
         let length = header.length as usize;
         if length > SMALL_BYTES {
-            return Ok((header, self.large_body(length).await?));
+            return Ok((header, trace, self.large_body(length).await?));
         }
         self.fill(length).await?;
-        Ok((header, self.buffer.split_to(length).freeze()))
+        Ok((header, trace, self.buffer.split_to(length).freeze()))
+    }
+
+    /// A context that can't be read counts as none.
+    async fn trace(&mut self) -> Result<Option<Trace>, FrameError> {
+        self.fill(TRACE_BYTES).await?;
+        let bytes = self.buffer.split_to(TRACE_BYTES);
+        Ok(bytes.first_chunk().and_then(Trace::from_bytes))
     }
 
     /// Reads a body straight to where it will stay.
@@ -228,7 +253,7 @@ pub async fn read_frames<R: AsyncRead + Unpin>(reader: R) -> (Vec<(Header, Bytes
     let (mut reader, mut frames) = (FrameReader::new(reader), Vec::new());
     loop {
         match reader.next().await {
-            Ok(frame) => frames.push(frame),
+            Ok((header, _, body)) => frames.push((header, body)),
             Err(error) => return (frames, error),
         }
     }
@@ -248,6 +273,9 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     pub(super) async fn write(&mut self, frame: &Frame) -> std::io::Result<()> {
         self.gathered.extend_from_slice(&encode_header(&frame.header));
+        if let Some(trace) = frame.trace {
+            self.gathered.extend_from_slice(&trace.to_bytes());
+        }
         for part in [&frame.body.head, &frame.body.bulk] {
             if part.len() + self.gathered.len() <= GATHER_BYTES {
                 self.gathered.extend_from_slice(part);
@@ -282,18 +310,43 @@ mod tests {
     #[test]
     fn headers_come_back() {
         for kind in [Kind::Request, Kind::Response, Kind::Failure, Kind::Ping, Kind::Pong] {
-            let header = Header { kind, service: 7, call: u64::MAX - 3, length: 16 << 20 };
+            let length = 16 << 20;
+            let header = Header { kind, service: 7, call: u64::MAX - 3, length, is_traced: false };
             assert_eq!(decode_header(&encode_header(&header)), Ok(header));
+            let traced = Header { is_traced: true, ..header };
+            let only_requests = if kind == Kind::Request { Ok(traced) } else { Err(FrameError::Protocol) };
+            assert_eq!(decode_header(&encode_header(&traced)), only_requests);
         }
-        let header = Header { kind: Kind::Ping, service: 0, call: 0, length: (16 << 20) + 1 };
+        let length = (16 << 20) + 1;
+        let header = Header { kind: Kind::Ping, service: 0, call: 0, length, is_traced: false };
         let error = decode_header(&encode_header(&header));
         assert_eq!(error, Err(FrameError::TooLarge { found: (16 << 20) + 1 }));
+    }
+
+    #[tokio::test]
+    async fn a_trace_context_travels_before_its_body_and_nothing_else_does() {
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse::<Trace>().unwrap();
+        let mut wire = FrameWriter::new(Vec::new());
+        let large = Bytes::from(vec![7; SMALL_BYTES + 1]);
+        for (trace, body) in
+            [(None, "plain".into()), (Some(trace), "traced".into()), (Some(trace), large.clone())]
+        {
+            let body = Body::from(body);
+            wire.write(&Frame::new(Kind::Request, 1, 2, body).traced(trace)).await.unwrap();
+        }
+        wire.flush().await.unwrap();
+        let mut frames = FrameReader::new(wire.writer.as_slice());
+        let mut next = async || frames.next().await.map(|(_, trace, body)| (trace, body));
+        assert_eq!(next().await, Ok((None, "plain".into())));
+        assert_eq!(next().await, Ok((Some(trace), "traced".into())));
+        assert_eq!(next().await, Ok((Some(trace), large)));
+        assert_eq!(next().await, Err(FrameError::Ended));
     }
 
     proptest! {
         #[test]
         fn a_damaged_header_is_refused(at in 0..HEADER_BYTES, bit in 0u8..8) {
-            let header = Header { kind: Kind::Request, service: 1, call: 2, length: 3 };
+            let header = Header { kind: Kind::Request, service: 1, call: 2, length: 3, is_traced: false };
             let mut bytes = encode_header(&header);
             bytes[at] ^= 1 << bit;
             prop_assert!(decode_header(&bytes).is_err());

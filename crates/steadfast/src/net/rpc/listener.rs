@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,11 +22,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::{Instrument, Span};
 
 use super::connection::QUEUE_FRAMES;
 use super::frame::{Frame, FrameReader, FrameWriter, Kind};
 use super::peers::tune;
-use super::{BODY_BYTES_MAX, Body, BoxFuture, READ_BYTES, WRITE_BYTES, Wire};
+use super::{BODY_BYTES_MAX, Body, BoxFuture, READ_BYTES, Trace, Tracer, WRITE_BYTES, Wire};
 use crate::net::tls::{Credentials, Protocol, node_of};
 
 /// How long a handshake may take.
@@ -93,6 +94,7 @@ struct Inner {
     connections: Mutex<BTreeMap<NodeId, VecDeque<AbortHandle>>>,
     handshakes: Arc<Semaphore>,
     stream_places: Arc<Semaphore>,
+    tracer: OnceLock<Arc<dyn Tracer>>,
 }
 
 impl fmt::Debug for Services {
@@ -114,6 +116,7 @@ impl Services {
             connections: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             stream_places: Arc::new(Semaphore::new(limits.streams_max)),
+            tracer: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -139,6 +142,11 @@ impl Services {
     {
         let mut handlers = self.inner.handlers.write().unwrap_or_else(PoisonError::into_inner);
         handlers.insert(service, Arc::new(handler));
+    }
+
+    /// Has calls that are part of a traced operation be steps of it. To be set once; a second one is ignored.
+    pub fn set_tracer(&self, tracer: Arc<dyn Tracer>) {
+        let _ = self.inner.tracer.set(tracer);
     }
 
     /// Asks `allow` before each call and connection whether the peer is still a member.
@@ -181,6 +189,12 @@ impl Services {
     fn is_allowed(&self, node: NodeId) -> bool {
         let allow = Arc::clone(&self.inner.allow.read().unwrap_or_else(PoisonError::into_inner));
         allow(node)
+    }
+
+    /// The step of a traced operation that a call is; none where nobody traces.
+    fn span(&self, peer: NodeId, service: u8, trace: Option<Trace>) -> Span {
+        let serving = || Some(self.inner.tracer.get()?.serving(service, peer, trace?));
+        serving().unwrap_or_else(Span::none)
     }
 
     async fn answer(&self, peer: NodeId, service: u8, request: Bytes) -> Result<Body, String> {
@@ -368,7 +382,7 @@ async fn serve(stream: TlsStream<Wire>, peer: NodeId, services: Services) {
     let kib_max = limits.bytes_max.max(BODY_BYTES_MAX) / 1024 + 1;
     let kib = Arc::new(Semaphore::new(kib_max));
     let mut frames = FrameReader::new(reader);
-    while let Ok((header, request)) = frames.next().await {
+    while let Ok((header, trace, request)) = frames.next().await {
         match header.kind {
             Kind::Request => {}
             Kind::Ping => {
@@ -388,8 +402,9 @@ async fn serve(stream: TlsStream<Wire>, peer: NodeId, services: Services) {
         let Ok(call) = Arc::clone(&calls).acquire_owned().await else { return };
         let Ok(bytes) = Arc::clone(&kib).acquire_many_owned(weight).await else { return };
         let (services, answers) = (services.clone(), answers.clone());
+        let span = services.span(peer, header.service, trace);
         tokio::spawn(async move {
-            let answer = services.answer(peer, header.service, request).await;
+            let answer = services.answer(peer, header.service, request).instrument(span).await;
             let (kind, body) = match answer {
                 Ok(body) => (Kind::Response, body),
                 Err(reason) => (Kind::Failure, Body::from(reason.into_bytes())),

@@ -9,6 +9,7 @@ mod connection;
 mod frame;
 mod listener;
 mod peers;
+mod trace;
 
 use std::fmt;
 use std::future::Future;
@@ -26,6 +27,7 @@ pub use frame::{BODY_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, decode_h
 pub use listener::{Accepted, Limits, ListenError, Listener, Services};
 pub(super) use peers::connect_any;
 pub use peers::{ApiStream, JoinConnectError, Peers, connect_join};
+pub use trace::{NoTrace, Trace, Tracer};
 
 /// What TLS runs over: a TCP connection whose reads are gathered, since the TLS library asks for a few
 /// kilobytes at a time.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +22,9 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::connection::Connection;
-use super::{BODY_BYTES_MAX, Body, Class, ConnectError, READ_BYTES, RpcError, WRITE_BYTES, Wire};
+use super::{
+    BODY_BYTES_MAX, Body, Class, ConnectError, READ_BYTES, RpcError, Trace, Tracer, WRITE_BYTES, Wire,
+};
 use crate::identity::random;
 use crate::net::tls::{self, Credentials};
 
@@ -62,6 +64,7 @@ pub struct Peers {
 struct Inner {
     credentials: Credentials,
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
+    tracer: OnceLock<Arc<dyn Tracer>>,
 }
 
 impl fmt::Debug for Peers {
@@ -96,13 +99,18 @@ impl Peers {
     /// Makes an empty set of peers for this node.
     #[must_use]
     pub fn new(credentials: Credentials) -> Self {
-        Self { inner: Arc::new(Inner { credentials, peers: RwLock::default() }) }
+        Self { inner: Arc::new(Inner { credentials, peers: RwLock::default(), tracer: OnceLock::new() }) }
     }
 
     /// This node.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.inner.credentials.node()
+    }
+
+    /// Has calls say which traced operation they are part of. To be set once; a second one is ignored.
+    pub fn set_tracer(&self, tracer: Arc<dyn Tracer>) {
+        let _ = self.inner.tracer.set(tracer);
     }
 
     /// Says where `node` listens, in network order (at most 16). A connection to an address that is no
@@ -175,14 +183,40 @@ impl Peers {
         body: impl Into<Body>,
         timeout: Duration,
     ) -> Result<Bytes, RpcError> {
-        let body = body.into();
+        let trace = self.inner.tracer.get().and_then(|tracer| tracer.current());
+        self.call_as(trace, to, class, (service, body.into()), timeout).await
+    }
+
+    /// The same, and never a step of a traced operation: for one of very many calls.
+    ///
+    /// # Errors
+    /// As [`Peers::call`].
+    pub async fn call_untraced(
+        &self,
+        to: NodeId,
+        class: Class,
+        service: u8,
+        body: impl Into<Body>,
+        timeout: Duration,
+    ) -> Result<Bytes, RpcError> {
+        self.call_as(None, to, class, (service, body.into()), timeout).await
+    }
+
+    async fn call_as(
+        &self,
+        trace: Option<Trace>,
+        to: NodeId,
+        class: Class,
+        (service, body): (u8, Body),
+        timeout: Duration,
+    ) -> Result<Bytes, RpcError> {
         if body.len() > BODY_BYTES_MAX {
             return Err(RpcError::TooLarge { found: body.len() });
         }
         let peer = self.peer(to).ok_or(RpcError::NoAddress { peer: to })?;
         let deadline = Instant::now() + timeout;
         let connection = self.connection(&peer, class, deadline).await?;
-        match tokio::time::timeout_at(deadline, connection.call(service, body)).await {
+        match tokio::time::timeout_at(deadline, connection.call(service, body, trace)).await {
             Ok(Ok(Ok(answer))) => Ok(answer),
             Ok(Ok(Err(reason))) => Err(RpcError::Refused { peer: to, reason }),
             Ok(Err(_)) => Err(RpcError::Lost { peer: to }),

@@ -47,13 +47,15 @@ impl Process {
         Ok(Process { pid, watched })
     }
 
-    /// Waits for the end.
-    pub(super) async fn exit(self) -> io::Result<Exit> {
+    /// Waits for the end; gives how it ended, and its name where that still stands there.
+    pub(super) async fn exit(self) -> io::Result<(Exit, Option<String>)> {
         self.watched.changed().await?;
         let described = || os::process_exit(rustix::fd::AsFd::as_fd(&self.watched));
         // Between the first question and the second its parent may have taken note; then the third has an answer.
-        let code = described().or_else(|| left_behind(self.pid)).or_else(described);
-        Ok(code.map_or(Exit::Unknown, Exit::from_wait))
+        let known = described().map(|code| (code, None));
+        let known = known.or_else(|| remains(self.pid).map(|(code, command)| (code, Some(command))));
+        let known = known.or_else(|| described().map(|code| (code, None)));
+        Ok(known.map_or((Exit::Unknown, None), |(code, command)| (Exit::from_wait(code), command)))
     }
 }
 
@@ -65,20 +67,23 @@ pub(super) fn command(pid: i32) -> Option<String> {
 
 /// How a process ended that its parent has not taken note of yet.
 pub(super) fn left_behind(pid: i32) -> Option<i32> {
-    exit_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    remains(pid).map(|(code, _)| code)
 }
 
-/// The name of a process that has ended and that its parent has not taken note of yet.
-pub(super) fn last_command(pid: i32) -> Option<String> {
-    left_behind(pid).and_then(|_| command(pid))
+/// The same with the name of its program.
+fn remains(pid: i32) -> Option<(i32, String)> {
+    remains_in(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
-/// The last field of `/proc/PID/stat`, if the process has ended. Its name may hold blanks and brackets.
-fn exit_in(stat: &str) -> Option<i32> {
-    let mut rest = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+/// The last field of `/proc/PID/stat` and the name, if the process has ended. The name may hold blanks and brackets.
+fn remains_in(stat: &str) -> Option<(i32, String)> {
+    let (before, after) = stat.rsplit_once(')')?;
+    let (_, command) = before.split_once('(')?;
+    let mut rest = after.split_ascii_whitespace();
     let state = rest.next()?;
     // The state is field 3, and the form of `wait` is field 52.
-    ["Z", "X"].contains(&state).then(|| rest.nth(48)?.parse().ok())?
+    let code = ["Z", "X"].contains(&state).then(|| rest.nth(48)?.parse().ok())?;
+    Some((code?, command.to_owned()))
 }
 
 #[cfg(test)]
@@ -94,8 +99,8 @@ mod tests {
             let numbers: Vec<_> = (4..=51).map(|field| field.to_string()).collect();
             format!("7 (a) Z (b) {state} {} 768\n", numbers.join(" "))
         };
-        assert_eq!(exit_in(&stat("Z")), Some(0x300));
-        assert_eq!(exit_in(&stat("S")), None);
-        assert_eq!(exit_in("7 (a"), None);
+        assert_eq!(remains_in(&stat("Z")), Some((0x300, "a) Z (b".to_owned())));
+        assert_eq!(remains_in(&stat("S")), None);
+        assert_eq!(remains_in("7 (a"), None);
     }
 }

@@ -218,7 +218,7 @@ impl Follower {
             }
             match Process::open(&self.post, pid) {
                 Ok(process) => {
-                    held.push(Box::pin(async move { (pid, process.exit().await) }));
+                    held.push(Box::pin(async move { (pid, process.exit().await.map(|(exit, _)| exit)) }));
                     self.insert(pid, command);
                 }
                 Err(error) => tracing::debug!(pid, %error, "a process is not followed"),

@@ -49,9 +49,9 @@ fn by_id(post: Post, pid: i32) -> Result<Work, ActivateError> {
     let command = exit::command(pid).unwrap_or_default();
     Ok(Box::pin(async move {
         match process.exit().await {
-            Ok(exit) => {
+            Ok((exit, last)) => {
                 // It may have become another program since.
-                let command = exit::last_command(pid).unwrap_or(command);
+                let command = last.unwrap_or(command);
                 post.tell_all(said(pid, &command, exit));
                 format!("process {pid} has ended")
             }
