@@ -240,7 +240,7 @@ codes! {
     GroupRowRefused = 56, Conflict, "the group's row can't be what was asked for",
         causes: ["the program writes a view that does not follow the one that is there", "the cluster has as many groups as are possible", "a life of the process that waits is not its newest"],
         remedy: ["`steadfast groups` shows the view that is there", "start each life of a process with a higher incarnation"];
-    TokenNotFound = 60, NotFound, "there is no token of that name",
+    TokenNotFound = 57, NotFound, "there is no token of that name",
         causes: ["a misspelt name", "it was revoked"],
         remedy: ["`steadfast tokens` lists the names"];
 }

@@ -112,13 +112,10 @@ pub fn waiting_router(data: String, why: Arc<Mutex<Option<String>>>) -> Router {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = match self.code {
-            // The server is well; whoever asks has too much already.
-            Code::TooMany => StatusCode::TOO_MANY_REQUESTS,
-            code => {
-                StatusCode::from_u16(code.exit().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-            }
-        };
+        let by_code = self.code.exit().http_status();
+        // The server is well; whoever asks has too much already.
+        let status = if self.code == Code::TooMany { 429 } else { by_code };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = ErrorBody { code: self.code.to_string(), message: self.message };
         let mut response = (status, axum::Json(body)).into_response();
         response.extensions_mut().insert(self.code);

@@ -147,6 +147,7 @@ mod tests {
             "views",
             "events",
             "page",
+            "tokens",
             "top",
             "replace",
             "leave",

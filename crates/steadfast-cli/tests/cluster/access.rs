@@ -154,5 +154,5 @@ fn tokens_and_certificates_have_a_role_on_every_node_until_they_are_revoked() {
     ann.wait(gamma, "GET", "/v1/status", "", "401");
     trial.wait("the end of the stream", || follower.try_wait().unwrap().map(drop));
     let refused = alpha.steadfast_text(&["tokens", "revoke", "ann"]).unwrap_err().to_string();
-    assert!(refused.contains("SF-0060"), "{refused}");
+    assert!(refused.contains("SF-0057"), "{refused}");
 }
