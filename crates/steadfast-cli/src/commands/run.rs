@@ -84,13 +84,14 @@ fn help() -> String {
   steadfast run --device data1 -- ./store /dev/steadfast/data1
   steadfast run --every 1s --copies 1 --memory 512MiB --volume /srv/data:/data:ro -- ./server
 
+Inside, {} ($STEADFAST_SOCKET) tells the program of itself, its links
+and its events, and takes user events: see the guide of events.
+
 A spec file:
 
-{}
-Inside, {} ($STEADFAST_SOCKET) tells the program of itself, of its links and its events, and
-takes user events; the guide of events says how.",
-        spec::EXAMPLE,
-        steadfast_container::OWN_SOCKET
+{}",
+        steadfast_container::OWN_SOCKET,
+        spec::EXAMPLE
     )
 }
 

@@ -133,13 +133,13 @@ fn a_program_inside_hears_of_itself_wherever_it_runs_and_of_nobody_else() {
         event.data.get("container").is_some_and(|name| name != NAME)
             || ["user.other", "user.nobody"].contains(&event.short_type())
     };
-    assert!(!heard(&trial).iter().any(|event| others(event)), "{:?}", heard(&trial));
+    assert!(!heard(&trial).iter().any(&others), "{:?}", heard(&trial));
 
     beta.power_off().unwrap();
     let restored = wait_heard(&trial, "container.restored");
     assert_eq!((&restored.data["container"], &restored.data["from"]), (&NAME.into(), &"beta".into()));
     trial.wait("the other one to be restored", || (trial.counter().state == "running").then_some(()));
-    assert!(!heard(&trial).iter().any(|event| others(event)), "{:?}", heard(&trial));
+    assert!(!heard(&trial).iter().any(others), "{:?}", heard(&trial));
     let (_, own) = ask(&trial, &["GET", "/v1/containers"]);
     assert_eq!((own[0]["name"].as_str(), own[0]["epoch"].as_u64()), (Some(NAME), Some(2)), "{own}");
     assert_ne!(own[0]["node"], "beta");
