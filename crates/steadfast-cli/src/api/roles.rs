@@ -118,7 +118,9 @@ mod tests {
             let expected = match (operation.method, operation.path) {
                 ("get", "/v1/catalog/backup") => Role::Admin,
                 ("get", _) | ("delete", "/v1/page/session") => Role::Read,
-                ("post", "/v1/containers/{name}/checkpoints" | "/v1/nodes/{name}/drain") => Role::Operate,
+                ("post", "/v1/containers/{name}/checkpoints" | "/v1/nodes/{name}/drain" | "/v1/events") => {
+                    Role::Operate
+                }
                 _ => Role::Admin,
             };
             assert_eq!(Role::needed(&method, &path), expected, "{} {}", operation.method, operation.path);
