@@ -243,6 +243,7 @@ struct Opened {
     keys: Keyring,
     machine: machine::Machine,
     listeners: Vec<Listener>,
+    asked: Asked,
 }
 
 /// Opens the catalog and listens, unless this is a copy of a node that lives elsewhere.
@@ -300,6 +301,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
         keys,
         machine,
         listeners,
+        asked: Asked::default(),
     })
 }
 
@@ -312,9 +314,8 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let memory = Memory::open(config, &keys, id, &opened.services, &opened.peers).await?;
     let why_no_containers = opened.machine.why_not.clone();
     let containers = open_containers(config, &opened.machine, id, &rows, devices.as_ref()).await?;
-    let asked = Asked::default();
     let worker = worker::Worker {
-        asked: asked.clone(),
+        asked: opened.asked.clone(),
         containers: containers.clone(),
         memory: memory.clone(),
         engine: opened.engine.clone(),
@@ -368,7 +369,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
         sessions: sessions::Sessions::default(),
         pictures: picture::Pictures::default(),
-        asked,
+        asked: opened.asked,
     });
     offer(&agent, &opened.services);
     follow(&agent, &opened.state, opened.transport, opened.own);
