@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
         ["main", part] => main_part(part),
         [name, ..] => {
             bail!(
-                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16]"
+                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16|page]"
             )
         }
     }

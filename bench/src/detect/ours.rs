@@ -46,6 +46,8 @@ type Nodes = Arc<Mutex<BTreeMap<String, usize>>>;
 pub struct Steadfast {
     binary: PathBuf,
     base: PathBuf,
+    /// Further sections of every configuration.
+    settings: &'static str,
     nodes: Nodes,
     /// The whole ids, for the graph of who watches whom.
     ids: Mutex<BTreeMap<usize, NodeId>>,
@@ -54,12 +56,18 @@ pub struct Steadfast {
 impl Steadfast {
     /// One cluster's worth of Steadfast; its data lie in memory and are removed with it.
     pub fn new() -> anyhow::Result<Steadfast> {
+        Steadfast::with_settings("")
+    }
+
+    /// The same with further sections in every configuration.
+    pub fn with_settings(settings: &'static str) -> anyhow::Result<Steadfast> {
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         remove_leftovers();
         // Short, because a socket's path must fit in 107 bytes.
         let base = PathBuf::from(format!("{MEMORY}/{MARK}{}-{run}", std::process::id()));
         fs::create_dir_all(&base)?;
-        Ok(Steadfast { binary: crate::steadfast()?, base, nodes: Nodes::default(), ids: Mutex::default() })
+        let binary = crate::steadfast()?;
+        Ok(Steadfast { binary, base, settings, nodes: Nodes::default(), ids: Mutex::default() })
     }
 
     /// Waits until the cluster can do without as many nodes as so many members allow: a fresh member votes and grants leases only
@@ -104,6 +112,14 @@ impl Steadfast {
         serde_json::from_str(&status).unwrap_or_default()
     }
 
+    /// An address that opens the first agent's page once.
+    pub fn page_token(&self, cluster: &Cluster) -> anyhow::Result<String> {
+        let token = self.command_line(cluster.hub(), 0, &["page", "-o", "json"])?;
+        let token: Value = serde_json::from_str(&token)?;
+        let address = token.get("address").and_then(Value::as_str);
+        address.map(str::to_owned).context("the token stands in an address")
+    }
+
     /// Where the agent on `host` answers.
     pub fn socket(&self, host: usize) -> PathBuf {
         self.folder(host).join("data/steadfast.sock")
@@ -130,7 +146,8 @@ impl Steadfast {
         let text = format!(
             "[node]\nname = \"n{host}\"\ndata = \"{folder}/data\"\n\n{networks}\
              [checkpoint]\nmemory = \"16MiB\"\n\n[container]\nrun = \"{folder}/r\"\n\n\
-             [probation]\n{PROBATION}\n[devices]\ninclude = []\n"
+             [probation]\n{PROBATION}\n[devices]\ninclude = []\n\n{}",
+            self.settings
         );
         Ok(fs::write(self.config(host), text)?)
     }

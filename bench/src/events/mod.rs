@@ -8,6 +8,7 @@ mod clients;
 mod fanout;
 mod local;
 mod nats;
+mod page;
 mod remote;
 
 use anyhow::bail;
@@ -22,17 +23,23 @@ pub fn run(parts: &[&str]) -> anyhow::Result<()> {
     if parts == ["local-inside"] {
         return local::inside();
     }
+    if let ["page-inside", address] = parts {
+        return page::inside(address);
+    }
     describe_machine()?;
     let mut report = Report::default();
-    let parts = if parts.is_empty() { &["local", "remote", "fanout", "all16"][..] } else { parts };
+    let parts = if parts.is_empty() { &["local", "remote", "fanout", "all16", "page"][..] } else { parts };
     for part in parts {
         match *part {
             "local" => local::measure(&mut report)?,
             "remote" => remote::measure(&mut report)?,
             "fanout" => fanout::measure(&mut report)?,
             "all16" => all::measure(&mut report)?,
+            "page" => page::measure(&mut report)?,
             other => {
-                bail!("the benchmark 'events' has no part '{other}'; it has local, remote, fanout and all16")
+                bail!(
+                    "the benchmark 'events' has no part '{other}'; it has local, remote, fanout, all16 and page"
+                )
             }
         }
     }

@@ -247,6 +247,7 @@ struct Opened {
     keys: Keyring,
     machine: machine::Machine,
     listeners: Vec<Listener>,
+    asked: Asked,
 }
 
 /// Opens the catalog and listens, unless this is a copy of a node that lives elsewhere.
@@ -304,6 +305,7 @@ async fn open(config: &Config, mut identity: Identity) -> Result<Opened, Failure
         keys,
         machine,
         listeners,
+        asked: Asked::default(),
     })
 }
 
@@ -320,9 +322,8 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let hub = events::start(events::life(id, incarnation), &opened.peers, &opened.services, move |name| {
         cgroups.as_ref()?.cgroup_of(name)
     });
-    let asked = Asked::default();
     let worker = worker::Worker {
-        asked: asked.clone(),
+        asked: opened.asked.clone(),
         containers: containers.clone(),
         memory: memory.clone(),
         engine: opened.engine.clone(),
@@ -374,7 +375,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
         sessions: sessions::Sessions::default(),
         pictures: picture::Pictures::default(),
-        asked,
+        asked: opened.asked,
     });
     offer(&agent, &opened.services);
     serve_inside(&agent);
