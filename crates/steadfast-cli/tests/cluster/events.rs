@@ -262,8 +262,11 @@ fn ten_thousand_events_a_second_go_through_hand_overs_without_a_hole() {
     let mut visits = 0;
     while !writer.is_finished() {
         let local = Follower::start(beta, &filter);
-        local.heard.wait_count(100);
         wait_listener(&trial, beta, &watched, "observing");
+        // After the last event there is nothing more to hear.
+        trial.wait("it to hear some too", || {
+            (local.heard.all.lock().unwrap().len() >= 100 || writer.is_finished()).then_some(())
+        });
         drop(local);
         wait_listener(&trial, beta, &watched, "registered");
         visits += 1;
