@@ -54,12 +54,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sd_notify::NotifyState;
+use steadfast::events::hub::Hub;
 use steadfast::identity::{Identity, Membership};
 use steadfast::net::datagram;
 use steadfast::net::rpc::{Limits, Listener, Peers, Services};
 use steadfast::net::tls::Credentials;
 use steadfast::node::{NodeHandle, Parts, Unanswered, WatchParts};
 use steadfast_proto::catalog::{Intent, NodeRow};
+use steadfast_proto::events::Life;
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -108,7 +110,7 @@ pub struct Agent {
     pub(crate) inviter: Inviter,
     pub(crate) keys: Keyring,
     pub(crate) waiters: groups::Waiters,
-    pub(crate) events: steadfast::events::hub::Hub,
+    pub(crate) events: Hub,
     cluster: String,
     /// Keep what happens for those who ask later.
     _journal: Vec<steadfast::events::hub::Subscription>,
@@ -318,10 +320,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let memory = Memory::open(config, &keys, id, &opened.services, &opened.peers).await?;
     let why_no_containers = opened.machine.why_not.clone();
     let containers = open_containers(config, &opened.machine, id, &rows, devices.as_ref()).await?;
-    let cgroups = containers.clone();
-    let hub = events::start(events::life(id, incarnation), &opened.peers, &opened.services, move |name| {
-        cgroups.as_ref()?.cgroup_of(name)
-    });
+    let hub = start_events(&opened, events::life(id, incarnation), containers.clone());
     let worker = worker::Worker {
         asked: opened.asked.clone(),
         containers: containers.clone(),
@@ -381,6 +380,11 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     serve_inside(&agent);
     follow(&agent, &opened.state, opened.transport, opened.own);
     Ok(Started { agent, credentials: opened.credentials, _listeners: opened.listeners })
+}
+
+fn start_events(opened: &Opened, life: Life, containers: Option<Arc<Containers>>) -> Hub {
+    let cgroup_of = move |name: &str| containers.as_ref()?.cgroup_of(name);
+    events::start(life, &opened.peers, &opened.services, cgroup_of)
 }
 
 /// Ends here if somebody lives under this node's identity elsewhere. A folder that woke in another place than it was made
