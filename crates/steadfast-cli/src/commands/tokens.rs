@@ -24,7 +24,7 @@ use crate::units;
 /// Show, make and revoke tokens, with which programs and people from outside use the API
 ///
 /// Without a further word: the tokens that there are. A token is known on every node and works wherever `listen` under
-/// [page] is set: `authorization: Bearer SECRET`, or a certificate. What is done with it is told by events of the type
+/// `[page]` is set: `authorization: Bearer SECRET`, or a certificate. What is done with it is told by events of the type
 /// audit.change, with its name.
 #[derive(Debug, clap::Args)]
 #[command(
