@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use steadfast::catalog::Txn;
+use steadfast::catalog::{CatalogError, Txn, Versioned};
 use steadfast::group::{decode_row, encode_row, row_from_text, row_to_text};
 use steadfast_proto::catalog::{GROUP_REQUESTS, GROUP_STANDBYS, GROUPS, Key, View};
 use steadfast_proto::group::{
@@ -51,8 +51,9 @@ impl Agent {
     /// Every group.
     pub(crate) async fn shown_groups(&self) -> Result<Vec<types::Group>, Failure> {
         let range = |prefix: &str| self.rows.catalog().range(prefix.to_owned());
-        let (rows, requests) = tokio::try_join!(range(GROUPS), range(GROUP_REQUESTS))
-            .map_err(|error| rows::catalog_failure(&error))?;
+        // In the order of `read_rows`.
+        let requests = range(GROUP_REQUESTS).await.map_err(|error| rows::catalog_failure(&error))?;
+        let rows = range(GROUPS).await.map_err(|error| rows::catalog_failure(&error))?;
         let standbys = self.standbys(GROUP_STANDBYS).await?;
         let asked: BTreeMap<&str, Request> = (requests.rows.iter())
             .filter_map(|(key, row)| {
@@ -276,16 +277,7 @@ impl Agent {
 
     async fn group_rows(&self, name: &str) -> Result<Option<Found>, Failure> {
         let name = group_name(name)?;
-        let get = |key: Key| self.rows.catalog().get(key.encode());
-        let (row, request) =
-            tokio::try_join!(get(Key::Group(name.clone())), get(Key::GroupRequest(name.clone())))
-                .map_err(|error| rows::catalog_failure(&error))?;
-        let Some(row) = row else { return Ok(None) };
-        let request = request.map(|found| rows::decode::<Request>(&name, &found)).transpose()?;
-        let (request, request_version) = request.unzip();
-        let decoded = decode_row(&row.value).map_err(|error| unreadable(&name, &error))?;
-        let rows = GroupRows { row: decoded, request };
-        Ok(Some(Found { rows, row_version: row.version, request_version: request_version.unwrap_or(0) }))
+        read_rows(&name, |key| self.rows.catalog().get(key.encode())).await
     }
 
     /// The processes that wait, each on a node that is a member.
@@ -315,6 +307,22 @@ impl Agent {
         let hint = did_you_mean(name, known.rows.iter().filter_map(|(key, _)| key.strip_prefix(GROUPS)));
         Failure::new(Code::GroupNotFound, format!("there is no process group named {name:?}{hint}"))
     }
+}
+
+/// Reads a group's rows. The request first: what is carried out is taken away in the transaction that swaps the members, so
+/// whoever sees no request any more sees the members that it led to.
+async fn read_rows<Got>(name: &str, get: impl Fn(Key) -> Got) -> Result<Option<Found>, Failure>
+where
+    Got: Future<Output = Result<Option<Versioned>, CatalogError>>,
+{
+    let failed = |error: CatalogError| rows::catalog_failure(&error);
+    let request = get(Key::GroupRequest(name.to_owned())).await.map_err(failed)?;
+    let Some(row) = get(Key::Group(name.to_owned())).await.map_err(failed)? else { return Ok(None) };
+    let request = request.map(|found| rows::decode::<Request>(name, &found)).transpose()?;
+    let (request, request_version) = request.unzip();
+    let decoded = decode_row(&row.value).map_err(|error| unreadable(name, &error))?;
+    let rows = GroupRows { row: decoded, request };
+    Ok(Some(Found { rows, row_version: row.version, request_version: request_version.unwrap_or(0) }))
 }
 
 impl Waiters {
@@ -478,4 +486,35 @@ fn busy(name: &str) -> Failure {
         Code::TimedOut,
         format!("the rows of group {name} change faster than they could be written; try again"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_is_carried_out_while_it_is_read_does_not_leave_the_old_members() {
+        let member = |node| Member { node: NodeId(node), incarnation: Incarnation(1) };
+        let before = Row::founded(vec![member(1), member(2)]);
+        let mut after = Row::founded(vec![member(3), member(2)]);
+        after.view.id = ViewId(2);
+        let request =
+            Request { victim: member(1), by: member(3), state: RequestState::Asked, asked_unix_ms: 0 };
+        // Between any two reads the request is carried out.
+        let reads = Cell::new(0);
+        let get = |key: Key| {
+            let is_done = reads.replace(reads.get() + 1) > 0;
+            let value = match key {
+                Key::GroupRequest(_) if is_done => None,
+                Key::GroupRequest(_) => Some(rows::encode(&request).unwrap()),
+                _ if is_done => Some(encode_row(&after).into()),
+                _ => Some(encode_row(&before).into()),
+            };
+            std::future::ready(Ok(value.map(|value| Versioned { value, version: 1 })))
+        };
+        let found = read_rows("kv", get).await.unwrap().unwrap();
+        assert!(found.rows.request.is_some() || found.rows.row.view.has(member(3)));
+    }
 }
