@@ -506,11 +506,10 @@ mod tests {
         let reads = Cell::new(0);
         let get = |key: Key| {
             let is_done = reads.replace(reads.get() + 1) > 0;
-            let value = match key {
-                Key::GroupRequest(_) if is_done => None,
-                Key::GroupRequest(_) => Some(rows::encode(&request).unwrap()),
-                _ if is_done => Some(encode_row(&after).into()),
-                _ => Some(encode_row(&before).into()),
+            let value = if matches!(key, Key::GroupRequest(_)) {
+                (!is_done).then(|| rows::encode(&request).unwrap())
+            } else {
+                Some(encode_row(if is_done { &after } else { &before }).into())
             };
             std::future::ready(Ok(value.map(|value| Versioned { value, version: 1 })))
         };
