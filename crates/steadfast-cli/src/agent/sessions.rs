@@ -111,7 +111,7 @@ impl Sessions {
 }
 
 /// 244 random bits.
-fn secret() -> String {
+pub(super) fn secret() -> String {
     format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
 }
 

@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER_PERMISSIVE;
 use serde::{Deserialize, Serialize};
 use steadfast::catalog::Txn;
 
-use super::{Agent, rows};
+use super::{Agent, rows, sessions};
 use crate::api::convert::now_unix_ms;
 use crate::api::roles::{Guest, Role, Who};
 use crate::api::token_types::{NewToken, Token};
@@ -191,9 +191,8 @@ fn taken(name: &str) -> Failure {
     Failure::new(Code::NameTaken, format!("there is a token named {name:?} already; revoke it first"))
 }
 
-/// 244 random bits.
 fn secret() -> String {
-    format!("{SECRET_PREFIX}{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
+    format!("{SECRET_PREFIX}{}", sessions::secret())
 }
 
 fn digest(secret: &str) -> [u8; 32] {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_proto::events::{
@@ -20,6 +20,7 @@ use steadfast_proto::machine::Machine;
 use steadfast_proto::time::Time;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::now_unix_us;
 use super::producers::{Producers, Report, Reports, is_local};
 use crate::net::datagram;
 use crate::net::rpc::{Class, Peers, Services};
@@ -499,9 +500,4 @@ fn holds(topic: &Topic, fields: &Fields) -> bool {
         Value::Text(value) => value == text,
     };
     topic.about.iter().all(|(name, text)| fields.get(name).is_some_and(|value| is(value, text)))
-}
-
-fn now_unix_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -12,10 +12,10 @@ mod own;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::select_all;
 use steadfast::events::hub::{Hub, Parts, Subscription};
+use steadfast::events::now_unix_us;
 use steadfast::events::producers::{self, Producers};
 use steadfast::net::rpc::{Peers, Services};
 use steadfast::node::NodeHandle;
@@ -384,11 +384,6 @@ fn gap_words(reason: &GapReason) -> &str {
         GapReason::Producer => "what watches for them lost some",
         GapReason::Unwatchable(why) => why,
     }
-}
-
-fn now_unix_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// This node's life, as its events are numbered.

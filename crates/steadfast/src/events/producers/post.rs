@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use steadfast_proto::events::{EventType, Fields, Occurrence, TEXT_BYTES_MAX, Topic, Value};
 use tokio::io::Interest;
@@ -16,6 +15,7 @@ use tokio::sync::Notify;
 
 use super::queue::{Queue, Report};
 use super::{ActivateError, CgroupOf, Held, Tally};
+use crate::events::now_unix_us;
 use crate::net::os;
 
 /// Where a producer works from.
@@ -135,11 +135,6 @@ pub(super) async fn changed(watched: Option<&Watched>) -> io::Result<()> {
         Some(watched) => watched.changed().await,
         None => std::future::pending().await,
     }
-}
-
-fn now_unix_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A field's text, cut where it is too long.
