@@ -44,11 +44,16 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
     ("unshare", "util-linux", "gives CRIU's self-test name spaces of its own"),
 ];
 
-/// What the tests need beside that.
-const TESTING: [(&str, &str, &str); 2] = [
-    ("faketime", "faketime", "gives an agent of the tests a wrong clock"),
-    ("nats-server", "nats-server", "is the message bus that events are handed on to in the tests"),
+/// What the tests and the benchmarks need beside that.
+const MEASURING: [(&str, &str, &str); 3] = [
+    ("nats-server", "nats-server", "is the message bus that events are handed on to, and compared with"),
+    ("chromium", "chromium", "shows the page"),
+    ("chromedriver", "chromium-driver", "drives that browser"),
 ];
+
+/// What the tests need beside that.
+const TESTING: [(&str, &str, &str); 1] =
+    [("faketime", "faketime", "gives an agent of the tests a wrong clock")];
 
 /// What fuzzing needs beside the nightly compiler.
 const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing engine")];
@@ -58,7 +63,7 @@ const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing eng
 pub(crate) enum Scope {
     /// What the product and its demo need.
     Product,
-    /// That, and Serf and etcd to compare with.
+    /// That, what the page is looked at with, and Serf, etcd and NATS to compare with.
     Benchmarks,
     /// That, and what else the tests need.
     Tests,
@@ -111,8 +116,7 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
     }
     fs::create_dir_all(prefix).with_context(|| format!("could not make {}", prefix.display()))?;
     let _alone = lock(prefix)?;
-    let further: &[_] = if scope == Scope::Tests { &TESTING } else { &[] };
-    install_programs(&missing(&[&PROGRAMS, further].concat()))?;
+    install_programs(&missing(&programs(scope)))?;
     if scope == Scope::Tests && !has_nextest() {
         eprintln!("setup: building cargo-nextest, which runs the tests (some minutes, once)");
         Run::cargo("install --locked cargo-nextest").perform()?;
@@ -129,11 +133,22 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
 /// The quick look: nothing is started but cargo, to ask for nextest.
 fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
-    let complete = missing(&PROGRAMS).is_empty()
+    let complete = missing(&programs(scope)).is_empty()
         && (scope == Scope::Product || apart::are_found())
-        && (scope != Scope::Tests
-            || (missing(&TESTING).is_empty() && has_nextest() && schemathesis::is_found()));
+        && (scope != Scope::Tests || (has_nextest() && schemathesis::is_found()));
     complete.then_some(Machine { criu })
+}
+
+/// All that this scope needs as packages of the system.
+fn programs(scope: Scope) -> Vec<(&'static str, &'static str, &'static str)> {
+    let mut programs = PROGRAMS.to_vec();
+    if scope != Scope::Product {
+        programs.extend(MEASURING);
+    }
+    if scope == Scope::Tests {
+        programs.extend(TESTING);
+    }
+    programs
 }
 
 /// One set-up at a time: two tasks that start together must not both install.
