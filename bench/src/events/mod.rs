@@ -29,22 +29,23 @@ pub fn run(parts: &[&str]) -> anyhow::Result<()> {
     describe_machine()?;
     let mut report = Report::default();
     let parts = if parts.is_empty() { &["local", "remote", "fanout", "all16", "page"][..] } else { parts };
-    for part in parts {
-        match *part {
-            "local" => local::measure(&mut report)?,
-            "remote" => remote::measure(&mut report)?,
-            "fanout" => fanout::measure(&mut report)?,
-            "all16" => all::measure(&mut report)?,
-            "page" => page::measure(&mut report)?,
-            other => {
-                bail!(
-                    "the benchmark 'events' has no part '{other}'; it has local, remote, fanout, all16 and page"
-                )
-            }
-        }
-    }
+    let outcome = parts.iter().try_for_each(|part| measure(part, &mut report));
+    // What was measured before something failed was measured.
     report.print();
-    Ok(())
+    outcome
+}
+
+fn measure(part: &str, report: &mut Report) -> anyhow::Result<()> {
+    match part {
+        "local" => local::measure(report),
+        "remote" => remote::measure(report),
+        "fanout" => fanout::measure(report),
+        "all16" => all::measure(report),
+        "page" => page::measure(report),
+        other => bail!(
+            "the benchmark 'events' has no part '{other}'; it has local, remote, fanout, all16 and page"
+        ),
+    }
 }
 
 /// The value below which this share of the values lies.

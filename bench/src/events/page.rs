@@ -1,7 +1,7 @@
-//! The page while the cluster has a hundred nodes: how soon a browser shows something, and everything, and what it takes in
+//! The page while the cluster has as many nodes as it can have: how soon a browser shows something, and everything, and what it takes in
 //! memory.
 //!
-//! A hundred agents in name spaces, and headless Chromium beside the first, driven as the tests of the page drive it. Each
+//! 64 agents in name spaces, and headless Chromium beside the first, driven as the tests of the page drive it. Each
 //! round is a load of the whole page, with nothing kept from before but the session.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,11 +19,12 @@ use crate::detect::ours::Steadfast;
 use crate::detect::systems::System;
 use crate::report::{Report, median};
 
-const NODES: usize = 100;
+/// The most that a cluster can have.
+const NODES: usize = 64;
 const DRIVER_PORT: u16 = 9515;
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
-/// What the agents are told beside what all benchmarks tell them: a hundred share the cores of one machine, and where
+/// What the agents are told beside what all benchmarks tell them: so many share the cores of one machine, and where
 /// the page is.
 const SETTINGS: &str = "[detect]\ninterval = \"300ms\"\n\n[page]\nlisten = \"127.0.0.1:7480\"\n";
 /// Notes, from within the page, when all that is known was drawn.
