@@ -69,6 +69,20 @@ pub enum Flaw {
     EventsSilentOverrun,
     /// The lease of a registration from another node never ends (4.3).
     EventsEndlessLease,
+    /// A receiver drops its record of a message at the confirm, and keeps no low-water mark (PROTOCOLS 2.2).
+    ExchangeNoMark,
+    /// A message is acknowledged before its acceptance is durable (2.2).
+    ExchangeAckEarly,
+    /// A message leaves before the checkpoint that sends it is durable (2.5).
+    ExchangeSendEarly,
+    /// A sender forgets a message at the ack, and answers nothing about it afterwards (2.2).
+    ExchangeNoConfirmAck,
+    /// A receiver never asks about what was not confirmed (2.2).
+    ExchangeNoReminder,
+    /// A confirm of something that is not known stays without an answer (2.5).
+    ExchangeUnknownConfirm,
+    /// Frames of earlier lives, and those that were overtaken, are heeded.
+    ExchangeNoFence,
 }
 
 #[cfg(any(test, feature = "planted-flaws"))]

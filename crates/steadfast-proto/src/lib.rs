@@ -22,5 +22,7 @@ pub mod group;
 pub mod lease;
 pub mod placement;
 pub mod survival;
+pub mod exchange;
+pub mod episode;
 pub mod recovery;
 pub mod node;
