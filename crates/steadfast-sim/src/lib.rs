@@ -6,6 +6,7 @@
 
 pub mod checkers;
 pub mod detection;
+pub mod episodes;
 pub mod events;
 pub mod group;
 pub mod run;

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use clap::Parser;
+use steadfast_sim::episodes;
 use steadfast_sim::run::{Options, Outcome, run};
 use steadfast_sim::world::Counts;
 
@@ -21,7 +22,7 @@ const LINES_SHOWN: usize = 60;
 #[derive(Debug, Parser)]
 #[command(
     name = "steadfast-sim",
-    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace\n  steadfast-sim --group 1000 --seed 1"
+    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace\n  steadfast-sim --group 1000 --seed 1\n  steadfast-sim --ring --seeds 100000"
 )]
 struct Arguments {
     /// How many seeds to run.
@@ -46,6 +47,9 @@ struct Arguments {
     /// Runs a mirrored group instead, until so many of its members were replaced, under continuous writes and kills.
     #[arg(long, value_name = "K", conflicts_with_all = ["nodes", "trace", "flaw"])]
     group: Option<u32>,
+    /// Runs a ring of durable programs instead, over every channel, mode and order in turn.
+    #[arg(long, conflicts_with_all = ["nodes", "trace", "flaw", "group"])]
+    ring: bool,
     /// How many seeds run at once.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
@@ -77,7 +81,47 @@ fn main() -> ExitCode {
     if let Some(replacements) = arguments.group {
         return group(&arguments, replacements);
     }
+    if arguments.ring {
+        return ring(&arguments);
+    }
     if arguments.seed.is_some() { one(&arguments) } else { many(&arguments) }
+}
+
+/// Prints one line for each seed that failed, and one for all.
+fn ring(arguments: &Arguments) -> ExitCode {
+    let first = arguments.seed.unwrap_or(arguments.from);
+    let count = if arguments.seed.is_some() { 1 } else { arguments.seeds };
+    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let [transfers, crashes, commits, bytes] = [const { AtomicU64::new(0) }; 4];
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let seed = first.saturating_add(index);
+                    let report = episodes::ring::run(&episodes::ring::Plan::of(seed), seed);
+                    transfers.fetch_add(report.transfers, Ordering::Relaxed);
+                    crashes.fetch_add(report.crashes.into(), Ordering::Relaxed);
+                    commits.fetch_add(report.commits, Ordering::Relaxed);
+                    bytes.fetch_add(report.bytes_left as u64, Ordering::Relaxed);
+                    if report.violation.is_some() {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        println!("{report}\n  repeat it: steadfast-sim --ring --seed {seed}");
+                    }
+                }
+            });
+        }
+    });
+    let [transfers, crashes, commits, bytes] =
+        [transfers, crashes, commits, bytes].map(AtomicU64::into_inner);
+    println!(
+        "{count} rings  {transfers} transfers  {crashes} crashes  {commits} commits  {bytes} bytes left  {} failed",
+        failed.load(Ordering::Relaxed)
+    );
+    if failed.into_inner() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn one(arguments: &Arguments) -> ExitCode {
