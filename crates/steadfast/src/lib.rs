@@ -9,6 +9,7 @@ mod buffers;
 pub mod catalog;
 pub mod devices;
 pub mod envelope;
+pub mod episodes;
 pub mod events;
 pub mod group;
 pub mod identity;

@@ -1,0 +1,540 @@
+//! The loop around the machine of episodes: one thread that takes what comes, records it, and lets out what may leave.
+//!
+//! Whatever came while the last commit ran is the next group: it is stepped together, recorded together, and made durable by
+//! one sync. Programs of this process run on the thread itself; all others elsewhere. It decides nothing about episodes: that is
+//! [`steadfast_proto::episode`]'s. A log that fails ends it, since nothing may be promised any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use steadfast_proto::episode::{
+    Answer, Batch, Destination, Effect, Episodes, Failure, Input, Instance, Outcome, Program, Record,
+    Request, RequestError, Task,
+};
+use steadfast_proto::exchange::{Frame, Message, Name, Sessions, Stale, Text};
+use steadfast_proto::ids::NodeId;
+use steadfast_proto::machine::Machine;
+use steadfast_proto::time::Time;
+use tokio::sync::oneshot;
+
+use super::{Folder, Index, IndexError, Log, LogError, OpenError, Settings as LogSettings};
+
+/// How many inputs make one group at most.
+const GROUP_MAX: usize = 4_096;
+/// How many rounds of programs of this process run within one group.
+const ROUNDS_MAX: usize = 64;
+/// After how long without anything else what was recorded and nobody waits for is made durable.
+const LAZY: Duration = Duration::from_millis(20);
+/// How many bytes of the log are replayed at a start at most, about.
+const REPLAY_BYTES: u64 = 64 << 20;
+/// How many bytes of messages one frame carries, about.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// Carries frames to other nodes. May lose, double and reorder them, and never blocks.
+pub trait Carrier: Send {
+    /// Sends one.
+    fn send(&mut self, to: NodeId, frame: Frame);
+    /// Keeps what is said to a party that is no instance until that party asks.
+    fn keep(&mut self, party: &Name, messages: Vec<Message>);
+    /// Carries out an effect on a foreign system, and says by [`Keeper::input`] what came of it.
+    fn carry_out(&mut self, effect: Effect);
+}
+
+/// What runs an episode at once.
+pub type RunHere = dyn Fn(&Task) -> Result<Outcome, Failure> + Send + Sync;
+type Thread = JoinHandle<Result<(), KeeperError>>;
+
+/// Runs the episodes of one version of a program.
+#[derive(Clone)]
+pub enum Runner {
+    /// In this process, on the keeper's thread: a function of microseconds.
+    Here(Arc<RunHere>),
+    /// Elsewhere: it returns at once, and its [`Done`] is told later.
+    Elsewhere(Arc<dyn Fn(Task, Done) + Send + Sync>),
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Runner::Here(_) => "Here",
+            Runner::Elsewhere(_) => "Elsewhere",
+        })
+    }
+}
+
+/// All versions of one program that can be run here.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    /// What the machine knows of it.
+    pub program: Program,
+    /// What runs each version.
+    pub runners: BTreeMap<u32, Runner>,
+}
+
+/// To be told what came of an episode; one that is dropped tells that it failed.
+#[derive(Debug)]
+pub struct Done {
+    keeper: Keeper,
+    of: Option<(Name, u64)>,
+}
+
+impl Done {
+    /// Tells it.
+    pub fn tell(mut self, result: Result<Outcome, Failure>) {
+        if let Some((name, run)) = self.of.take() {
+            self.keeper.input(Input::Ran { name, run, result });
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some((name, run)) = self.of.take() {
+            let why = Text::from("what ran the episode went away before it ended");
+            self.keeper.input(Input::Ran { name, run, result: Err(Failure { why, lasting: false }) });
+        }
+    }
+}
+
+/// Why there is no keeper, or none any more. Nothing durable was lost.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// The folder can't be used.
+    #[error("the folder of episodes can not be opened: {0}")]
+    Folder(#[from] std::io::Error),
+    /// The log can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The index can't be used.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A record, or an instance, can't be read: another program wrote it.
+    #[error("the store of episodes holds something that this version can not read: {0}")]
+    Decode(#[from] steadfast_proto::episode::DecodeError),
+    /// The keeper has ended.
+    #[error("the keeper of episodes has ended; the agent's log says why")]
+    Ended,
+}
+
+/// What a keeper is made of.
+pub struct Parts {
+    /// This node.
+    pub me: NodeId,
+    /// Bounds and times of the machine.
+    pub settings: steadfast_proto::episode::Settings,
+    /// To other nodes.
+    pub carrier: Box<dyn Carrier>,
+    /// A random number, for a log that does not exist yet.
+    pub salt: u64,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+type Look = Box<dyn FnOnce(&Episodes) + Send>;
+
+enum Command {
+    Input(Input),
+    Frame(NodeId, Frame),
+    Ask(Request, oneshot::Sender<Result<Answer, RequestError>>),
+    Deploy(BTreeMap<Text, Deployment>),
+    Look(Look),
+    Stop,
+}
+
+/// Keeps the instances of one node; clones are the same keeper.
+#[derive(Clone)]
+pub struct Keeper {
+    commands: Sender<Command>,
+    commits: Arc<AtomicU64>,
+    thread: Arc<Mutex<Option<Thread>>>,
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keeper")
+    }
+}
+
+impl Keeper {
+    /// Goes on where the last one ended that used this folder.
+    ///
+    /// # Errors
+    /// What is in the folder can't be used, or is used by another program.
+    pub fn start(folder: &Path, parts: Parts) -> Result<Keeper, KeeperError> {
+        let (commands, inbox) = mpsc::channel();
+        let keeper = Keeper { commands, commits: Arc::default(), thread: Arc::default() };
+        let state = State::open(folder, parts, keeper.clone())?;
+        let thread = std::thread::Builder::new().name("episodes".into()).spawn(move || {
+            let ended = state.serve(&inbox);
+            if let Err(error) = &ended {
+                tracing::error!(%error, "no episode is run on this node any more");
+            }
+            ended
+        })?;
+        *keeper.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(keeper)
+    }
+
+    /// Tells the machine something.
+    pub fn input(&self, input: Input) {
+        self.command(Command::Input(input));
+    }
+
+    /// A frame of another node.
+    pub fn receive(&self, from: NodeId, frame: Frame) {
+        self.command(Command::Frame(from, frame));
+    }
+
+    /// These programs can be run here, and no others.
+    pub fn deploy(&self, programs: BTreeMap<Text, Deployment>) {
+        self.command(Command::Deploy(programs));
+    }
+
+    /// Asks for something; the answer is durable when it comes.
+    ///
+    /// # Errors
+    /// The keeper has ended; or, inside, the request is refused.
+    pub async fn ask(&self, request: Request) -> Result<Result<Answer, RequestError>, KeeperError> {
+        let (sender, receiver) = oneshot::channel();
+        self.command(Command::Ask(request, sender));
+        receiver.await.map_err(|_| KeeperError::Ended)
+    }
+
+    /// Looks at the machine as it is after everything that was said to it so far.
+    ///
+    /// # Errors
+    /// The keeper has ended.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Episodes) -> T + Send + 'static,
+    ) -> Result<T, KeeperError> {
+        let (sender, receiver) = oneshot::channel();
+        self.command(Command::Look(Box::new(move |episodes| {
+            // Whoever asked may have gone.
+            let _ = sender.send(look(episodes));
+        })));
+        receiver.await.map_err(|_| KeeperError::Ended)
+    }
+
+    /// How often the log was made durable since the start.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Makes everything durable and ends; blocks until then.
+    ///
+    /// # Errors
+    /// Why it ended, if it was not for this.
+    pub fn stop(&self) -> Result<(), KeeperError> {
+        self.command(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        thread.map_or(Ok(()), |thread| thread.join().unwrap_or(Err(KeeperError::Ended)))
+    }
+
+    fn command(&self, command: Command) {
+        // Who waits for an answer learns by its absence that the keeper has ended.
+        let _ = self.commands.send(command);
+    }
+}
+
+struct State {
+    keeper: Keeper,
+    episodes: Episodes,
+    sessions: Sessions,
+    carrier: Box<dyn Carrier>,
+    runners: BTreeMap<Text, Deployment>,
+    log: Log,
+    index: Index,
+    /// What the index does not know yet.
+    changed: BTreeSet<Name>,
+    indexed_bytes: u64,
+    logged_bytes: u64,
+    /// What was recorded and is not durable.
+    is_dirty: bool,
+    last: Time,
+    next_token: u64,
+    asked: BTreeMap<u64, (Name, oneshot::Sender<Result<Answer, RequestError>>)>,
+    batch: Batch,
+}
+
+impl State {
+    fn open(folder: &Path, parts: Parts, keeper: Keeper) -> Result<State, KeeperError> {
+        std::fs::create_dir_all(folder.join("log"))?;
+        let (log, records) =
+            Log::open(Box::new(Folder::open(&folder.join("log"))?), LogSettings::new(parts.salt))?;
+        let index = Index::open(&folder.join("index"))?;
+        index.check(log.oldest(), log.committed())?;
+        let now = unix_now(Time::ZERO);
+        let life = now.as_nanos() / 1_000;
+        let mut episodes = Episodes::new(parts.settings, parts.me, life);
+        for row in index.load() {
+            let (_, bytes) = row?;
+            episodes.restore(Instance::decode(&bytes)?);
+        }
+        let mut changed = BTreeSet::new();
+        for (lsn, bytes) in records {
+            if lsn > index.upto() {
+                let record = Record::decode(&bytes)?;
+                changed.insert(record.name().clone());
+                episodes.replay(&record);
+            }
+        }
+        let mut state = State {
+            keeper,
+            episodes,
+            sessions: Sessions::new(life),
+            carrier: parts.carrier,
+            runners: BTreeMap::new(),
+            log,
+            index,
+            changed,
+            indexed_bytes: 0,
+            logged_bytes: 0,
+            is_dirty: false,
+            last: now,
+            next_token: 1,
+            asked: BTreeMap::new(),
+            batch: Batch::default(),
+        };
+        state.save()?;
+        state.step(Input::Recovered);
+        Ok(state)
+    }
+
+    fn serve(mut self, inbox: &Receiver<Command>) -> Result<(), KeeperError> {
+        self.carry_out()?;
+        loop {
+            let command = match inbox.recv_timeout(self.patience()) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
+            };
+            let is_idle = command.is_none();
+            for command in command.into_iter().chain(inbox.try_iter()).take(GROUP_MAX) {
+                if matches!(command, Command::Stop) {
+                    self.carry_out()?;
+                    return self.end();
+                }
+                self.take(command);
+            }
+            if self.episodes.deadline().is_some_and(|deadline| deadline <= self.now()) {
+                self.step(Input::Deadline);
+            }
+            self.carry_out()?;
+            if is_idle && self.is_dirty {
+                self.commit()?;
+            }
+        }
+    }
+
+    /// How long nothing can happen by itself.
+    fn patience(&mut self) -> Duration {
+        if !self.batch.run.is_empty() || !self.batch.persist.is_empty() {
+            return Duration::ZERO;
+        }
+        let lazy = if self.is_dirty { LAZY } else { Duration::from_secs(3_600) };
+        let now = self.now();
+        self.episodes.deadline().map_or(lazy, |deadline| lazy.min(deadline.since(now)))
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Input(input) => self.step(input),
+            Command::Frame(from, frame) => match self.sessions.take(from, frame) {
+                Ok(messages) => self.step(Input::Received(messages)),
+                Err(Stale::Receiver) => self.send(from, Vec::new()),
+                Err(Stale::Sender | Stale::Overtaken) => {}
+            },
+            Command::Ask(request, sender) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.asked.insert(token, (request.name().clone(), sender));
+                self.step(Input::Request { token, request });
+            }
+            Command::Deploy(programs) => {
+                let known =
+                    programs.iter().map(|(name, deployment)| (name.clone(), deployment.program.clone()));
+                let known = known.collect();
+                self.runners = programs;
+                self.step(Input::Deployed(known));
+            }
+            Command::Look(look) => look(&self.episodes),
+            Command::Stop => {}
+        }
+    }
+
+    fn now(&mut self) -> Time {
+        self.last = unix_now(self.last);
+        self.last
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.now();
+        self.episodes.step(now, input, &mut self.batch);
+    }
+
+    /// All that follows from the group.
+    fn carry_out(&mut self) -> Result<(), KeeperError> {
+        for _ in 0..ROUNDS_MAX {
+            if self.batch.run.is_empty() {
+                break;
+            }
+            for task in std::mem::take(&mut self.batch.run) {
+                self.run(task);
+            }
+        }
+        let Batch { send, persist, force, send_durable, effects, answers, run } =
+            std::mem::take(&mut self.batch);
+        self.batch.run = run;
+        self.send_all(send);
+        for record in persist {
+            let before = self.log.buffered_bytes();
+            self.log.append(|out| record.encode(out))?;
+            self.logged_bytes += (self.log.buffered_bytes() - before) as u64;
+            self.is_dirty = true;
+            if !self.changed.contains(record.name()) {
+                self.changed.insert(record.name().clone());
+            }
+        }
+        if force {
+            self.commit()?;
+        }
+        self.send_all(send_durable);
+        effects.into_iter().for_each(|effect| self.carrier.carry_out(effect));
+        for (token, answer) in answers {
+            if let Some((_, sender)) = self.asked.remove(&token) {
+                // Whoever asked may have gone.
+                let _ = sender.send(answer);
+            }
+        }
+        self.forget_unasked();
+        if self.logged_bytes - self.indexed_bytes > REPLAY_BYTES {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Nobody waits any more for answers whose receivers have gone.
+    fn forget_unasked(&mut self) {
+        let gone: Vec<u64> = self
+            .asked
+            .iter()
+            .filter(|(_, (_, sender))| sender.is_closed())
+            .map(|(token, _)| *token)
+            .collect();
+        for token in gone {
+            if let Some((name, _)) = self.asked.remove(&token) {
+                self.step(Input::Unasked { token, name });
+            }
+        }
+    }
+
+    fn run(&mut self, task: Task) {
+        let runner =
+            self.runners.get(task.name.program()).and_then(|deployed| deployed.runners.get(&task.version));
+        match runner.cloned() {
+            Some(Runner::Here(run)) => {
+                let result = catch_unwind(AssertUnwindSafe(|| run(&task))).unwrap_or_else(|panic| {
+                    let why = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+                    let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                    Err(Failure { why: Text::cut(&format!("it panicked: {why}")), lasting: false })
+                });
+                self.step(Input::Ran { name: task.name, run: task.run, result });
+            }
+            Some(Runner::Elsewhere(run)) => {
+                let done = Done { keeper: self.keeper.clone(), of: Some((task.name.clone(), task.run)) };
+                run(task, done);
+            }
+            None => {
+                let why = Text::from("no program of that version is deployed on this node");
+                self.step(Input::Ran {
+                    name: task.name,
+                    run: task.run,
+                    result: Err(Failure { why, lasting: false }),
+                });
+            }
+        }
+    }
+
+    fn send_all(&mut self, sends: Vec<(Destination, Message)>) {
+        if sends.is_empty() {
+            return;
+        }
+        let mut by_node: BTreeMap<Destination, (usize, Vec<Message>)> = BTreeMap::new();
+        for (to, message) in sends {
+            let (bytes, messages) = by_node.entry(to.clone()).or_default();
+            *bytes += message.weight();
+            messages.push(message);
+            if *bytes > FRAME_BYTES {
+                let full = std::mem::take(messages);
+                *bytes = 0;
+                self.deliver(to, full);
+            }
+        }
+        for (to, (_, messages)) in by_node {
+            if !messages.is_empty() {
+                self.deliver(to, messages);
+            }
+        }
+    }
+
+    fn deliver(&mut self, to: Destination, messages: Vec<Message>) {
+        match to {
+            Destination::Node(node) => self.send(node, messages),
+            Destination::Outside(party) => self.carrier.keep(&party, messages),
+        }
+    }
+
+    fn send(&mut self, to: NodeId, messages: Vec<Message>) {
+        let frame = self.sessions.frame(to, messages);
+        self.carrier.send(to, frame);
+    }
+
+    fn commit(&mut self) -> Result<(), KeeperError> {
+        self.log.commit()?;
+        self.keeper.commits.fetch_add(1, Ordering::Relaxed);
+        self.is_dirty = false;
+        Ok(())
+    }
+
+    /// Brings the index up to the log, and frees what the log need not have any more.
+    fn save(&mut self) -> Result<(), KeeperError> {
+        self.commit()?;
+        let changes = std::mem::take(&mut self.changed).into_iter().map(|name| {
+            let value = self.episodes.instance(&name).map(Instance::encode);
+            (name.as_str().as_bytes().to_vec(), value)
+        });
+        self.index.save(changes.collect(), self.log.committed())?;
+        let settled = self.index.settle()?;
+        self.log.trim(settled)?;
+        self.log.prepare()?;
+        self.indexed_bytes = self.logged_bytes;
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<(), KeeperError> {
+        self.save()?;
+        self.log.seal()?;
+        Ok(())
+    }
+}
+
+/// Nanoseconds since 1970, never less than `last`: what a clock that is set back says does not matter.
+fn unix_now(last: Time) -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time::from_nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)).max(last)
+}

@@ -1,0 +1,42 @@
+//! What a node keeps of its episodes on its own disk, a log of what happened and an index of what is, and the loop around them.
+//!
+//! The log and the index store bytes and know nothing of what they mean; [`keeper`] does. The order is always the same: records go to the [`Log`] and are
+//! committed, many at a time; what follows from them goes to the [`Index`], which is settled now and then; what the index
+//! holds durably is trimmed from the log. After a crash the index is loaded, and the log's records behind
+//! [`Index::upto`] are carried out again.
+//! Read next: [`disk`] (what a folder can do), `segment` (the form of the log), [`log`], [`index`], [`keeper`];
+//! [`typed`] for programs in Rust.
+
+pub mod disk;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod index;
+pub mod keeper;
+pub mod log;
+mod recovery;
+mod segment;
+#[doc(hidden)]
+pub mod simulated;
+#[cfg(feature = "programs")]
+pub mod typed;
+mod workshop;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::disk::{Disk, Folder};
+pub use self::index::{Index, IndexError};
+pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Parts, RunHere, Runner};
+pub use self::log::{Log, LogError, OpenError, Records, Settings};
+#[cfg(feature = "programs")]
+pub use self::typed::{Context, Durable, Then, runner};
+
+/// The number of a record of the log: 1 for the first, and one more for each that follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl std::fmt::Display for Lsn {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
