@@ -8,6 +8,7 @@ mod ballast;
 mod catalog;
 mod detect;
 mod events;
+mod exchange;
 mod freeze;
 mod idle;
 mod loss;
@@ -27,6 +28,7 @@ fn main() -> anyhow::Result<()> {
         }
         ["detect", rest @ ..] => detect::run(rest),
         ["events", rest @ ..] => events::run(rest),
+        ["exchange", rest @ ..] => exchange::run(rest),
         ["catalog", rest @ ..] => catalog::run(rest),
         ["catalog-member", folder, member] => {
             catalog::member::serve(folder.as_ref(), member.parse().context("a member has a number")?)
@@ -34,12 +36,13 @@ fn main() -> anyhow::Result<()> {
         [] => main_bench()
             .and_then(|()| catalog::run(&[]))
             .and_then(|()| detect::run(&[]))
-            .and_then(|()| events::run(&[])),
+            .and_then(|()| events::run(&[]))
+            .and_then(|()| exchange::run(&[])),
         ["main"] => main_bench(),
         ["main", part] => main_part(part),
         [name, ..] => {
             bail!(
-                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16|page]"
+                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16|page], exchange [inproc|past]"
             )
         }
     }
