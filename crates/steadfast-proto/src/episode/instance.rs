@@ -296,7 +296,8 @@ impl Instance {
             }
             Record::GaveUp { to, seq, why, .. } => self.give_up(to, *seq, why),
             Record::Confirmed { stream, first, last } => {
-                let fresh = || Inbound::new(stream.epoch, first.saturating_sub(1));
+                // What came before the first that was heard of may still be on its way.
+                let fresh = || Inbound::new(stream.epoch, 0);
                 self.peers.entry(stream.from.clone()).or_insert_with(fresh).confirm(*first, *last);
             }
             Record::PeerReset { peer, epoch, .. } => {

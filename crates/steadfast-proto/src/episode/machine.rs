@@ -324,6 +324,9 @@ impl Episodes {
             for to in instance.outboxes.keys().cloned().collect::<Vec<_>>() {
                 self.send_again(now, &name, &to, out);
             }
+            if self.instances.get(&name).is_some_and(|instance| !instance.is_active()) {
+                self.arm(now + self.settings.rto_max, Timer::Retire(name.clone()));
+            }
             self.wake(&name);
         }
     }

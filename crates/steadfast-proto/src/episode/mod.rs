@@ -34,6 +34,9 @@ mod settings;
 mod traffic;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use instance::{Doing, Instance, Past, Peer, Status, Stopped};
 pub use machine::{Batch, Counters, Destination, Effect, EffectResult, Episodes, Input, home_of};
 pub use record::{DecodeError, RECORD_BYTES_MAX, Record, Sent, Steer};

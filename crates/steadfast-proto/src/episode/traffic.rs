@@ -125,12 +125,14 @@ impl Episodes {
             self.counters.stale += 1;
             return;
         }
-        let phases = || (span.first..=span.last).map(|seq| outbox.phase(seq));
+        // Only what is not finished is looked at one by one: a span may be as long as the stream.
+        let phases = || (span.first.max(outbox.floor() + 1)..=span.last).map(|seq| outbox.phase(seq));
         let is_sending = phases().any(|phase| phase == Some(Phase::Sending));
+        let is_finished =
+            span.first <= outbox.floor() || phases().any(|phase| phase == Some(Phase::Finished));
         // A confirm that has just left is not repeated for a copy of the ack (E4').
         let is_due = now.since(outbox.flow.since) > self.settings.rto;
-        let is_waited_for =
-            is_sending || is_due || phases().any(|phase| matches!(phase, None | Some(Phase::Finished)));
+        let is_waited_for = is_sending || is_finished || is_due;
         if known_epoch.is_some_and(|known| known < epoch) {
             let reset = Record::PeerReset { name: from.clone(), peer: to.clone(), epoch };
             self.record(reset, out);
@@ -160,7 +162,7 @@ impl Episodes {
             let known = instance.peers.get(&span.stream.from);
             let is_over = known.is_some_and(|inbound| {
                 inbound.epoch() > span.stream.epoch
-                    || (span.first..=span.last).all(|seq| inbound.is_confirmed(seq))
+                    || (span.first.max(inbound.low() + 1)..=span.last).all(|seq| inbound.is_confirmed(seq))
             });
             if is_over && is_planted(Flaw::ExchangeUnknownConfirm) {
                 return;
@@ -178,7 +180,7 @@ impl Episodes {
         let (from, to) = (&span.stream.from, &span.stream.to);
         let Some(outbox) = self.outbox(&span.stream) else { return };
         let is_awaited = |seq| matches!(outbox.phase(seq), Some(Phase::Confirming | Phase::Burning));
-        if (span.first..=span.last.min(outbox.last())).any(is_awaited) {
+        if (span.first.max(outbox.floor() + 1)..=span.last.min(outbox.last())).any(is_awaited) {
             let (name, to) = (from.clone(), to.clone());
             self.record(Record::Forgotten { name, to, first: span.first, last: span.last }, out);
             self.progress(now, from, &span.stream.to);
@@ -370,7 +372,7 @@ impl Episodes {
                 (Phase::Sending, None) | (Phase::Finished, _) => {}
             }
         }
-        if outbox.is_empty() && is_over {
+        if outbox.is_empty() && is_over && !to.is_effect() && !to.is_outside() {
             again.push(Message::Close { stream });
         }
         let idle = again.is_empty();
@@ -407,7 +409,10 @@ impl Episodes {
         let (epoch, is_over) = (instance.epoch, !instance.is_active());
         let Some(outbox) = instance.outboxes.get_mut(to) else { return };
         outbox.flow.due = None;
-        if outbox.is_empty() && !is_over {
+        if outbox.is_empty() {
+            if is_over {
+                self.close_streams(now, from, out);
+            }
             return;
         }
         let is_late = |time: Option<Time>| time.is_some_and(|time| time <= now);

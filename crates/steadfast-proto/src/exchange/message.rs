@@ -10,6 +10,8 @@ use super::{Blob, Name, Text};
 /// The longest frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 const VERSION: u8 = 1;
+/// No stream gets that far; numbers up to here can be added to.
+const SEQ_MAX: u64 = 1 << 62;
 
 /// What is said to an instance, without who says it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -203,11 +205,11 @@ impl Message {
 
     fn is_sound(&self) -> bool {
         match self {
-            Message::Msg { seq, floor, .. } => seq > floor,
+            Message::Msg { seq, floor, .. } => seq > floor && *seq <= SEQ_MAX,
             Message::Ack { span, .. } | Message::Confirm { span } | Message::ConfirmAck { span } => {
-                span.first > 0 && span.first <= span.last
+                span.first > 0 && span.first <= span.last && span.last <= SEQ_MAX
             }
-            Message::Refused { seq, .. } => *seq > 0,
+            Message::Refused { seq, .. } => (1..=SEQ_MAX).contains(seq),
             Message::Close { .. } | Message::Closed { .. } => true,
         }
     }

@@ -30,8 +30,10 @@ use super::{Folder, Index, IndexError, Log, LogError, OpenError, Settings as Log
 const GROUP_MAX: usize = 4_096;
 /// How many rounds of programs of this process run within one group.
 const ROUNDS_MAX: usize = 64;
-/// After how long without anything else what was recorded and nobody waits for is made durable.
+/// After how long what was recorded and nobody waits for is made durable.
 const LAZY: Duration = Duration::from_millis(20);
+/// After how long without anything at all the end of the log is sealed, so that damage to it can be told.
+const IDLE: Duration = Duration::from_secs(1);
 /// How many bytes of the log are replayed at a start at most, about.
 const REPLAY_BYTES: u64 = 64 << 20;
 /// How many bytes of messages one frame carries, about.
@@ -263,8 +265,9 @@ struct State {
     changed: BTreeSet<Name>,
     indexed_bytes: u64,
     logged_bytes: u64,
-    /// What was recorded and is not durable.
-    is_dirty: bool,
+    /// Since when something is recorded that is not durable.
+    dirty_since: Option<Time>,
+    is_sealed: bool,
     last: Time,
     next_token: u64,
     asked: BTreeMap<u64, (Name, oneshot::Sender<Result<Answer, RequestError>>)>,
@@ -304,7 +307,8 @@ impl State {
             changed,
             indexed_bytes: 0,
             logged_bytes: 0,
-            is_dirty: false,
+            dirty_since: None,
+            is_sealed: false,
             last: now,
             next_token: 1,
             asked: BTreeMap::new(),
@@ -335,8 +339,12 @@ impl State {
                 self.step(Input::Deadline);
             }
             self.carry_out()?;
-            if is_idle && self.is_dirty {
+            let now = self.now();
+            if self.dirty_since.is_some_and(|since| now.since(since) >= LAZY) {
                 self.commit()?;
+            } else if is_idle && self.dirty_since.is_none() && !self.is_sealed {
+                self.log.seal()?;
+                self.is_sealed = true;
             }
         }
     }
@@ -346,8 +354,12 @@ impl State {
         if !self.batch.run.is_empty() || !self.batch.persist.is_empty() {
             return Duration::ZERO;
         }
-        let lazy = if self.is_dirty { LAZY } else { Duration::from_secs(3_600) };
         let now = self.now();
+        let lazy = match self.dirty_since {
+            Some(since) => LAZY.saturating_sub(now.since(since)),
+            None if self.is_sealed => Duration::from_secs(3_600),
+            None => IDLE,
+        };
         self.episodes.deadline().map_or(lazy, |deadline| lazy.min(deadline.since(now)))
     }
 
@@ -405,7 +417,8 @@ impl State {
             let before = self.log.buffered_bytes();
             self.log.append(|out| record.encode(out))?;
             self.logged_bytes += (self.log.buffered_bytes() - before) as u64;
-            self.is_dirty = true;
+            self.dirty_since = self.dirty_since.or(Some(self.last));
+            self.is_sealed = false;
             if !self.changed.contains(record.name()) {
                 self.changed.insert(record.name().clone());
             }
@@ -507,7 +520,7 @@ impl State {
     fn commit(&mut self) -> Result<(), KeeperError> {
         self.log.commit()?;
         self.keeper.commits.fetch_add(1, Ordering::Relaxed);
-        self.is_dirty = false;
+        self.dirty_since = None;
         Ok(())
     }
 

@@ -1,0 +1,108 @@
+//! What one machine answers, message by message. Whole exchanges are in the simulator (`steadfast_sim::episodes`).
+
+use super::*;
+use crate::exchange::{Blob, Letter, Message, Name, Span, Stream};
+use crate::ids::NodeId;
+use crate::machine::Machine;
+use crate::time::Time;
+
+const OTHER: NodeId = NodeId(2);
+
+fn name(text: &str) -> Name {
+    Name::parse(text).expect("a name")
+}
+
+/// A receiver `b/N` that is kept here, and the stream to it from a sender that is kept elsewhere.
+fn receiver() -> (Episodes, Stream) {
+    let mut episodes = Episodes::new(Settings::default(), NodeId(1), 1);
+    let homes = vec![NodeId(1), OTHER];
+    let names = || (0..).map(|key| name(&format!("b/{key}")));
+    let on = |node: usize| names().find(|name| home_of(name, 2) == node).expect("one of them");
+    let (to, from) = (on(0), on(1));
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Homes(homes), &mut out);
+    episodes.step(Time::ZERO, Input::Deployed([("b".into(), Program::default())].into()), &mut out);
+    let start = Request::Start { name: to.clone(), payload: Blob::empty(), key: None, wait: false };
+    episodes.step(Time::ZERO, Input::Request { token: 1, request: start }, &mut out);
+    (episodes, Stream { from, epoch: 5, to })
+}
+
+fn hear(episodes: &mut Episodes, message: Message) -> Batch {
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Received(vec![message]), &mut out);
+    out
+}
+
+fn msg(stream: &Stream, seq: u64, floor: u64) -> Message {
+    let letter = Letter { kind: "k".into(), correlation: None, payload: Blob::empty(), begins: false };
+    Message::Msg { stream: stream.clone(), seq, floor, letter }
+}
+
+fn span(stream: &Stream, first: u64, last: u64) -> Span {
+    Span { stream: stream.clone(), first, last }
+}
+
+fn inbox_len(episodes: &Episodes, stream: &Stream) -> usize {
+    // The first of them is the start.
+    episodes.instance(&stream.to).map_or(0, |instance| instance.inbox.len()) - 1
+}
+
+/// The second message is given up before anything of the stream came; the first one is still to be delivered.
+#[test]
+fn a_message_that_was_given_up_takes_none_before_it_along() {
+    let (mut episodes, stream) = receiver();
+    hear(&mut episodes, Message::Confirm { span: span(&stream, 2, 2) });
+    hear(&mut episodes, msg(&stream, 1, 0));
+    assert_eq!(inbox_len(&episodes, &stream), 1);
+    hear(&mut episodes, msg(&stream, 2, 0));
+    assert_eq!(inbox_len(&episodes, &stream), 1, "a copy of what was given up is not delivered any more");
+}
+
+#[test]
+fn a_message_of_an_epoch_that_is_over_is_not_heeded() {
+    let (mut episodes, stream) = receiver();
+    hear(&mut episodes, msg(&stream, 1, 0));
+    let older = Stream { epoch: 4, ..stream.clone() };
+    let out = hear(&mut episodes, msg(&older, 2, 0));
+    assert_eq!((out.send_durable.len(), episodes.counters().stale), (0, 1));
+    let newer = Stream { epoch: 6, ..stream.clone() };
+    hear(&mut episodes, msg(&newer, 1, 0));
+    assert_eq!(inbox_len(&episodes, &stream), 2, "the first message of a new epoch is no copy");
+}
+
+#[test]
+fn an_ack_of_what_was_never_sent_is_counted_and_never_confirmed() {
+    let (mut episodes, stream) = receiver();
+    let back = Stream { from: stream.to.clone(), epoch: 2, to: stream.from };
+    let out = hear(&mut episodes, Message::Ack { span: span(&back, 1, 1), epoch: 9 });
+    assert_eq!((out.send.len() + out.send_durable.len(), episodes.counters().acks_from_future), (0, 1));
+}
+
+#[test]
+fn a_full_inbox_takes_nothing_and_acknowledges_nothing() {
+    let (mut episodes, stream) = receiver();
+    episodes.settings.inbox_max = 2;
+    assert_eq!(hear(&mut episodes, msg(&stream, 1, 0)).send_durable.len(), 1);
+    assert_eq!(hear(&mut episodes, msg(&stream, 2, 0)).send_durable.len(), 0);
+    assert_eq!((inbox_len(&episodes, &stream), episodes.counters().full), (1, 1));
+}
+
+/// The ack waits for the disk; the confirm-ack, which only lets the sender forget, does not.
+#[test]
+fn what_is_promised_waits_for_the_disk() {
+    let (mut episodes, stream) = receiver();
+    let out = hear(&mut episodes, msg(&stream, 1, 0));
+    assert!(out.force && out.send.is_empty() && matches!(out.persist[..], [Record::Accepted { .. }]));
+    assert!(matches!(&out.send_durable[..], [(Destination::Node(OTHER), Message::Ack { .. })]));
+    let out = hear(&mut episodes, Message::Confirm { span: span(&stream, 1, 1) });
+    assert!(!out.force && out.send_durable.is_empty());
+    assert!(matches!(&out.send[..], [(Destination::Node(OTHER), Message::ConfirmAck { .. })]));
+}
+
+#[test]
+fn a_span_as_long_as_a_stream_costs_nothing() {
+    let (mut episodes, stream) = receiver();
+    hear(&mut episodes, msg(&stream, 1 << 40, (1 << 40) - 1));
+    let out = hear(&mut episodes, Message::Confirm { span: span(&stream, 1, 1 << 62) });
+    assert_eq!(out.send.len(), 1);
+}
