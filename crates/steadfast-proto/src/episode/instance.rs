@@ -74,9 +74,6 @@ pub(super) struct Asked {
     pub(super) done: bool,
 }
 
-/// What is remembered of whoever sends to an instance.
-pub type Peer = Inbound;
-
 /// What an instance does, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doing {
@@ -141,7 +138,7 @@ pub struct Instance {
     /// What has come and was not consumed, oldest first.
     pub inbox: VecDeque<Event>,
     /// What is remembered of those who send to it.
-    pub peers: BTreeMap<Name, Peer>,
+    pub peers: BTreeMap<Name, Inbound>,
     /// What it sends.
     pub outboxes: BTreeMap<Name, Outbox>,
     /// How many of its messages are not acknowledged.

@@ -37,7 +37,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use instance::{Doing, Instance, Past, Peer, Status, Stopped};
+pub use instance::{Doing, Instance, Past, Status, Stopped};
 pub use machine::{Batch, Counters, Destination, Effect, EffectResult, Episodes, Input, home_of};
 pub use record::{DecodeError, RECORD_BYTES_MAX, Record, Sent, Steer};
 pub use settings::{Filter, Order, Settings};

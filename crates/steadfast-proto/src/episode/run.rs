@@ -12,6 +12,8 @@ use crate::time::Time;
 
 /// How many bytes one episode gives at most, so that its record fits a log with all names and kinds.
 const OUTCOME_BYTES_MAX: usize = RECORD_BYTES_MAX / 2;
+/// How many children of one instance may live at once: its cancellation is one record that names them all.
+const CHILDREN_MAX: usize = 2_048;
 /// How many alternatives one wait has at most.
 const ALTERNATIVES_MAX: usize = 64;
 
@@ -106,14 +108,14 @@ impl Episodes {
         }
         let Some((_, consumed)) = instance.live.run.take() else { return };
         self.wake(name);
-        match result.and_then(|outcome| self.checked(outcome)) {
+        match result.and_then(|outcome| self.checked(name, outcome)) {
             Ok(outcome) => self.checkpoint(now, name, consumed, outcome, out),
             Err(failure) => self.failed(now, name, failure, out),
         }
     }
 
     /// What an outcome must be like; nothing of one that is not is kept.
-    fn checked(&self, outcome: Outcome) -> Result<Outcome, Failure> {
+    fn checked(&self, name: &Name, outcome: Outcome) -> Result<Outcome, Failure> {
         let settings = &self.settings;
         let fail = |why: String| Err(Failure { why: Text::cut(&why), lasting: false });
         if outcome.state.len() > settings.state_bytes_max {
@@ -146,6 +148,13 @@ impl Episodes {
             && any.len() > ALTERNATIVES_MAX
         {
             return fail(format!("it waits for {} alternatives; the limit is {ALTERNATIVES_MAX}", any.len()));
+        }
+        let children = self.instances.get(name).map_or(0, |instance| instance.children.len());
+        let children = children + outcome.messages.iter().filter(|message| message.begins).count();
+        if children > CHILDREN_MAX {
+            return fail(format!(
+                "it has {children} children that have not ended; the limit is {CHILDREN_MAX}"
+            ));
         }
         let nobody =
             |message: &&Outgoing| message.begins && (message.to.is_outside() || message.to.is_effect());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::{Place, Timer};
-use super::{Batch, EffectResult, Episodes, Event, Record};
+use super::{Batch, EffectResult, Episodes, Record};
 use crate::exchange::{Arrival, Blob, Inbound, Letter, Message, Name, Outbox, Phase, Refusal, Span, Stream};
 use crate::flaw::{Flaw, is_planted};
 use crate::time::Time;
@@ -50,54 +50,42 @@ impl Episodes {
     ) -> Option<Message> {
         let to = &stream.to;
         let refuse = |why| Some(Message::Refused { stream: stream.clone(), seq, why });
-        let Some(instance) = self.instances.get(to) else {
+        if !self.instances.contains_key(to) {
             if !letter.begins {
                 return refuse(Refusal::NoInstance);
             }
-            let Some(began) = self.beginning(now, to, Some(&stream.from), None) else {
-                return refuse(Refusal::NoProgram);
-            };
+            let began = self.beginning(now, to, Some(&stream.from), None);
+            let Some(began) = began else { return refuse(Refusal::NoProgram) };
             self.record(began, out);
-            return self.take_message(now, stream, seq, floor, letter, out);
-        };
+        }
+        let instance = self.instances.get(to)?;
         let known = instance.peers.get(&stream.from);
         if known.is_some_and(|inbound| inbound.epoch() > stream.epoch) {
             self.counters.stale += 1;
             return None;
         }
         let known = known.filter(|inbound| inbound.epoch() == stream.epoch);
+        let ack = Message::Ack {
+            span: Span { stream: stream.clone(), first: seq, last: seq },
+            epoch: instance.epoch,
+        };
         match known.map_or(Arrival::New, |inbound| inbound.arrive(seq, floor)) {
-            Arrival::Known => {
-                let span = Span { stream: stream.clone(), first: seq, last: seq };
-                Some(Message::Ack { span, epoch: instance.epoch })
-            }
+            Arrival::Known => return Some(ack),
             Arrival::TooFar => {
                 self.counters.too_far += 1;
-                None
+                return None;
             }
-            Arrival::New if !instance.is_active() => refuse(Refusal::Ended),
+            Arrival::New if !instance.is_active() => return refuse(Refusal::Ended),
             Arrival::New if instance.inbox.len() >= self.settings.inbox_max => {
                 self.counters.full += 1;
-                None
+                return None;
             }
-            Arrival::New => self.take_message(now, stream, seq, floor, letter, out),
+            Arrival::New => {}
         }
-    }
-
-    fn take_message(
-        &mut self,
-        now: Time,
-        stream: &Stream,
-        seq: u64,
-        floor: u64,
-        letter: Letter,
-        out: &mut Batch,
-    ) -> Option<Message> {
         self.record(Record::Accepted { stream: stream.clone(), seq, floor, letter }, out);
-        let epoch = self.instances.get(&stream.to).map(|instance| instance.epoch)?;
-        self.arm_reminder(now + self.settings.reminder, &stream.from, &stream.to);
-        self.wake(&stream.to);
-        Some(Message::Ack { span: Span { stream: stream.clone(), first: seq, last: seq }, epoch })
+        self.arm_reminder(now + self.settings.reminder, &stream.from, to);
+        self.wake(to);
+        Some(ack)
     }
 
     /// E4 and its variants.
@@ -487,7 +475,6 @@ impl Episodes {
 
     /// What a parent or a child is told by the machine, not by a program.
     pub(super) fn own_letter(kind: &str, about: &Name, payload: Blob) -> Letter {
-        debug_assert!(kind == Event::CHILD_ENDED || kind == Event::CANCEL);
         let correlation = Some(about.as_str().into());
         Letter { kind: kind.into(), correlation, payload, begins: false }
     }

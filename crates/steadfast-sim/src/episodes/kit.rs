@@ -365,6 +365,32 @@ mod tests {
         }
     }
 
+    /// The record of a cancellation names all children, and has to fit the log.
+    #[test]
+    fn an_instance_has_a_bounded_number_of_children() {
+        let breeds = |task: &Task| {
+            let child = |number| Outgoing {
+                to: Name::parse(&format!("child/{}-{number}", task.episode)).expect("a name"),
+                kind: "go".into(),
+                correlation: None,
+                payload: Blob::empty(),
+                begins: true,
+                within: None,
+            };
+            let next = Next::Wait(Wait::for_kind("more"));
+            Ok(Outcome { messages: (0..256).map(child).collect(), next, ..Outcome::default() })
+        };
+        let mut kit = Kit::new(10).with_program("parent", breeds).with_program("child", waits);
+        kit.start("parent/1", b"").expect("it begins");
+        for _ in 0..8 {
+            kit.send("parent/1", "more", b"").expect("it is taken");
+            kit.skip(Duration::from_secs(1)).expect("nothing goes wrong");
+        }
+        let parent = kit.instance("parent/1").expect("it is there");
+        assert_eq!((parent.episode, parent.children.len()), (8, 2_048));
+        assert!(format!("{:?}", parent.stopped).contains("2304 children"), "{:?}", parent.stopped);
+    }
+
     /// An effect is carried out with one id, once or again after a crash, and its sender is forgotten when it has ended.
     #[test]
     fn an_effect_is_over_when_it_is_done() {
