@@ -15,7 +15,7 @@ use steadfast_proto::episode::{
     Effect, Failure, Input, Instance, Mode, Next, Outcome, Outgoing, Program, Request, Settings, Task, Wait, home_of,
 };
 use steadfast_proto::exchange::{Blob, Frame, Message, Name};
-use steadfast_proto::ids::NodeId;
+use steadfast_proto::ids::{Incarnation, NodeId};
 
 /// Bytes of each state and of each message.
 const BYTES: usize = 512;
@@ -101,7 +101,7 @@ impl Pair {
             stream.set_nodelay(true)?;
             let reader = stream.try_clone()?;
             let carrier = Box::new(Wire { stream, buffer: Vec::new() });
-            let parts = Parts { me, settings: Settings::default(), carrier, salt: 7 };
+            let parts = Parts { me, settings: Settings::default(), carrier, life: Incarnation(1), salt: 7 };
             let keeper = Keeper::start(folder.path(), parts)?;
             let (receiver, from) = (keeper.clone(), NodeId(3 - me.0));
             std::thread::spawn(move || read_frames(reader, from, &receiver));

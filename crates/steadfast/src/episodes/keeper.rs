@@ -8,26 +8,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use steadfast_proto::episode::{
     Answer, Batch, Destination, Effect, Episodes, Failure, Input, Instance, Outcome, Program, Record,
     Request, RequestError, Task,
 };
 use steadfast_proto::exchange::{Frame, Message, Name, Sessions, Stale, Text};
-use steadfast_proto::ids::NodeId;
+use steadfast_proto::ids::{Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
 use steadfast_proto::time::Time;
 use tokio::sync::oneshot;
 
 use super::{Folder, Index, IndexError, Log, LogError, OpenError, Settings as LogSettings};
+use crate::events::now_unix_us;
+use crate::net::datagram;
 
 /// How many inputs make one group at most.
 const GROUP_MAX: usize = 4_096;
+/// How many frames of other nodes wait at most; one more is lost, and what it said is said again.
+const FRAMES_MAX: usize = 1_024;
 /// How many rounds of programs of this process run within one group.
 const ROUNDS_MAX: usize = 64;
 /// After how long what was recorded and nobody waits for is made durable.
@@ -136,6 +140,8 @@ pub struct Parts {
     pub settings: steadfast_proto::episode::Settings,
     /// To other nodes.
     pub carrier: Box<dyn Carrier>,
+    /// Which life of this node: a frame of an earlier one is not heeded.
+    pub life: Incarnation,
     /// A random number, for a log that does not exist yet.
     pub salt: u64,
 }
@@ -162,6 +168,7 @@ enum Command {
 pub struct Keeper {
     commands: Sender<Command>,
     commits: Arc<AtomicU64>,
+    frames: Arc<AtomicUsize>,
     thread: Arc<Mutex<Option<Thread>>>,
 }
 
@@ -178,7 +185,8 @@ impl Keeper {
     /// What is in the folder can't be used, or is used by another program.
     pub fn start(folder: &Path, parts: Parts) -> Result<Keeper, KeeperError> {
         let (commands, inbox) = mpsc::channel();
-        let keeper = Keeper { commands, commits: Arc::default(), thread: Arc::default() };
+        let keeper =
+            Keeper { commands, commits: Arc::default(), frames: Arc::default(), thread: Arc::default() };
         let state = State::open(folder, parts, keeper.clone())?;
         let thread = std::thread::Builder::new().name("episodes".into()).spawn(move || {
             let ended = state.serve(&inbox);
@@ -198,7 +206,11 @@ impl Keeper {
 
     /// A frame of another node.
     pub fn receive(&self, from: NodeId, frame: Frame) {
-        self.command(Command::Frame(from, frame));
+        if self.frames.fetch_add(1, Ordering::Relaxed) < FRAMES_MAX {
+            self.command(Command::Frame(from, frame));
+        } else {
+            self.frames.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// These programs can be run here, and no others.
@@ -268,7 +280,7 @@ struct State {
     /// Since when something is recorded that is not durable.
     dirty_since: Option<Time>,
     is_sealed: bool,
-    last: Time,
+    clock: Clock,
     next_token: u64,
     asked: BTreeMap<u64, (Name, oneshot::Sender<Result<Answer, RequestError>>)>,
     batch: Batch,
@@ -281,9 +293,8 @@ impl State {
             Log::open(Box::new(Folder::open(&folder.join("log"))?), LogSettings::new(parts.salt))?;
         let index = Index::open(&folder.join("index"))?;
         index.check(log.oldest(), log.committed())?;
-        let now = unix_now(Time::ZERO);
-        let life = now.as_nanos() / 1_000;
-        let mut episodes = Episodes::new(parts.settings, parts.me, life);
+        let clock = Clock::start();
+        let mut episodes = Episodes::new(parts.settings, parts.me, now_unix_us());
         for row in index.load() {
             let (_, bytes) = row?;
             episodes.restore(Instance::decode(&bytes)?);
@@ -299,7 +310,7 @@ impl State {
         let mut state = State {
             keeper,
             episodes,
-            sessions: Sessions::new(life),
+            sessions: Sessions::new(parts.life.0),
             carrier: parts.carrier,
             runners: BTreeMap::new(),
             log,
@@ -309,7 +320,7 @@ impl State {
             logged_bytes: 0,
             dirty_since: None,
             is_sealed: false,
-            last: now,
+            clock,
             next_token: 1,
             asked: BTreeMap::new(),
             batch: Batch::default(),
@@ -335,11 +346,11 @@ impl State {
                 }
                 self.take(command);
             }
-            if self.episodes.deadline().is_some_and(|deadline| deadline <= self.now()) {
+            if self.episodes.deadline().is_some_and(|deadline| deadline <= self.clock.now()) {
                 self.step(Input::Deadline);
             }
             self.carry_out()?;
-            let now = self.now();
+            let now = self.clock.now();
             if self.dirty_since.is_some_and(|since| now.since(since) >= LAZY) {
                 self.commit()?;
             } else if is_idle && self.dirty_since.is_none() && !self.is_sealed {
@@ -350,11 +361,11 @@ impl State {
     }
 
     /// How long nothing can happen by itself.
-    fn patience(&mut self) -> Duration {
+    fn patience(&self) -> Duration {
         if !self.batch.run.is_empty() || !self.batch.persist.is_empty() {
             return Duration::ZERO;
         }
-        let now = self.now();
+        let now = self.clock.now();
         let lazy = match self.dirty_since {
             Some(since) => LAZY.saturating_sub(now.since(since)),
             None if self.is_sealed => Duration::from_secs(3_600),
@@ -366,11 +377,14 @@ impl State {
     fn take(&mut self, command: Command) {
         match command {
             Command::Input(input) => self.step(input),
-            Command::Frame(from, frame) => match self.sessions.take(from, frame) {
-                Ok(messages) => self.step(Input::Received(messages)),
-                Err(Stale::Receiver) => self.send(from, Vec::new()),
-                Err(Stale::Sender | Stale::Overtaken) => {}
-            },
+            Command::Frame(from, frame) => {
+                self.keeper.frames.fetch_sub(1, Ordering::Relaxed);
+                match self.sessions.take(from, frame) {
+                    Ok(messages) => self.step(Input::Received(messages)),
+                    Err(Stale::Receiver) => self.send(from, Vec::new()),
+                    Err(Stale::Sender | Stale::Overtaken) => {}
+                }
+            }
             Command::Ask(request, sender) => {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -389,13 +403,8 @@ impl State {
         }
     }
 
-    fn now(&mut self) -> Time {
-        self.last = unix_now(self.last);
-        self.last
-    }
-
     fn step(&mut self, input: Input) {
-        let now = self.now();
+        let now = self.clock.now();
         self.episodes.step(now, input, &mut self.batch);
     }
 
@@ -413,15 +422,14 @@ impl State {
             std::mem::take(&mut self.batch);
         self.batch.run = run;
         self.send_all(send);
+        let now = self.clock.now();
         for record in persist {
             let before = self.log.buffered_bytes();
             self.log.append(|out| record.encode(out))?;
             self.logged_bytes += (self.log.buffered_bytes() - before) as u64;
-            self.dirty_since = self.dirty_since.or(Some(self.last));
+            self.dirty_since = self.dirty_since.or(Some(now));
             self.is_sealed = false;
-            if !self.changed.contains(record.name()) {
-                self.changed.insert(record.name().clone());
-            }
+            self.changed.insert(record.name().clone());
         }
         if force {
             self.commit()?;
@@ -546,8 +554,20 @@ impl State {
     }
 }
 
-/// Nanoseconds since 1970, never less than `last`: what a clock that is set back says does not matter.
-fn unix_now(last: Time) -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time::from_nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)).max(last)
+/// Nanoseconds since 1970 as they were at the start, and as many more as have passed: a clock that is set meanwhile holds no
+/// deadline up, and brings none forward.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    unix: Time,
+    boot: Time,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        Clock { unix: Time::from_nanos(now_unix_us().saturating_mul(1_000)), boot: datagram::now() }
+    }
+
+    fn now(&self) -> Time {
+        self.unix + datagram::now().since(self.boot)
+    }
 }

@@ -10,7 +10,7 @@ use steadfast_proto::episode::{
     Answer, Effect, Input, Instance, Key, Program, Request, RequestError, Settings, Stopped,
 };
 use steadfast_proto::exchange::{Blob, Frame, Message, Name};
-use steadfast_proto::ids::NodeId;
+use steadfast_proto::ids::{Incarnation, NodeId};
 
 use crate::episodes::{Carrier, Context, Deployment, Durable, Keeper, Parts, Runner, Then, runner};
 
@@ -75,11 +75,15 @@ impl Carrier for Lossy {
 }
 
 fn start(folder: &Path, me: u128, lossy: &Lossy) -> Keeper {
+    begin_life(folder, me, 1, lossy)
+}
+
+fn begin_life(folder: &Path, me: u128, life: u64, lossy: &Lossy) -> Keeper {
     let carrier = Box::new(Lossy { me, ..lossy.clone() });
     let me = NodeId(me);
     let settings = Settings { retry: Duration::from_millis(1), attempts_max: 3, ..Settings::default() };
-    let keeper =
-        Keeper::start(folder, Parts { me, settings, carrier, salt: 1 }).expect("the folder can be used");
+    let parts = Parts { me, settings, carrier, life: Incarnation(life), salt: 1 };
+    let keeper = Keeper::start(folder, parts).expect("the folder can be used");
     let deployment = Deployment { program: Program::default(), runners: BTreeMap::from([(1, runner(Bank))]) };
     keeper.deploy(BTreeMap::from([("bank".into(), deployment)]));
     lossy.keepers.lock().expect("nobody panics with it").insert(me, keeper.clone());
@@ -139,7 +143,7 @@ async fn what_was_answered_is_there_after_a_restart() {
     assert_eq!(balance(&keeper, 1).await, 105);
     keeper.stop().expect("it ends well");
 
-    let keeper = start(folder.path(), 1, &lossy);
+    let keeper = begin_life(folder.path(), 1, 2, &lossy);
     keeper.ask(deposit(key)).await.expect("it runs").expect("the same request again is the same request");
     assert_eq!(balance(&keeper, 1).await, 105);
     let other = Some(Key { text: "once".into(), digest: 8 });
@@ -222,8 +226,8 @@ async fn a_runner_that_goes_away_fails_its_episode() {
 async fn two_keepers_never_use_one_folder() {
     let folder = tempfile::tempdir().expect("a folder");
     let keeper = start(folder.path(), 1, &Lossy::default());
-    let parts =
-        Parts { me: NodeId(1), settings: Settings::default(), carrier: Box::new(Lossy::default()), salt: 1 };
+    let (me, settings, carrier) = (NodeId(1), Settings::default(), Box::new(Lossy::default()));
+    let parts = Parts { me, settings, carrier, life: Incarnation(2), salt: 1 };
     assert!(Keeper::start(folder.path(), parts).is_err());
     keeper.stop().expect("it ends well");
 }
