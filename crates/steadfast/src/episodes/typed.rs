@@ -72,6 +72,8 @@ pub struct Context<'a> {
     task: &'a Task,
     messages: Vec<Outgoing>,
     answer: Option<Blob>,
+    /// How many numbers were drawn.
+    drawn: u64,
 }
 
 /// What follows an episode.
@@ -99,9 +101,10 @@ impl Context<'_> {
         self.task.now
     }
 
-    /// A number left to chance, the same in each run of this episode.
-    pub fn random(&self) -> u64 {
-        let seed = format!("{}\0{}\0{}", self.task.name, self.task.episode, self.messages.len());
+    /// The next number left to chance; each run of this episode gets the same ones.
+    pub fn random(&mut self) -> u64 {
+        let seed = format!("{}\0{}\0{}", self.task.name, self.task.episode, self.drawn);
+        self.drawn += 1;
         let hash = blake3::hash(seed.as_bytes());
         hash.as_bytes().first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk))
     }
@@ -201,7 +204,7 @@ fn run<P: Durable>(program: &P, task: &Task) -> Result<Outcome, String> {
     };
     let told = serde_json::from_value(told)
         .map_err(|error| format!("{kind} is not what it understands: {error}"))?;
-    let mut context = Context { task, messages: Vec::new(), answer: None };
+    let mut context = Context { task, messages: Vec::new(), answer: None, drawn: 0 };
     let Then(next) = program.episode(&mut state, told, &mut context)?;
     let Context { messages, answer, .. } = context;
     Ok(Outcome { state: written(&state)?, messages, answer, next })
@@ -211,4 +214,28 @@ fn written(value: &impl Serialize) -> Result<Blob, String> {
     serde_json::to_vec(value)
         .map(Blob::from)
         .map_err(|error| format!("it can not be written as JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_proto::episode::EventId;
+
+    use super::*;
+
+    fn drawn(episode: u64) -> [u64; 2] {
+        let kind = Event::START.into();
+        let event =
+            Event { id: EventId::Request(1), kind, source: None, correlation: None, payload: Blob::empty() };
+        let name = Name::parse("a/1").expect("a name");
+        let task = Task { name, version: 1, run: 1, episode, state: Blob::empty(), event, now: Time::ZERO };
+        let mut context = Context { task: &task, messages: Vec::new(), answer: None, drawn: 0 };
+        [context.random(), context.random()]
+    }
+
+    #[test]
+    fn what_is_left_to_chance_repeats_itself_in_a_second_run_and_nowhere_else() {
+        assert_eq!(drawn(1), drawn(1));
+        let [one, two] = drawn(1);
+        assert!(one != two && !drawn(2).contains(&one));
+    }
 }
