@@ -223,6 +223,11 @@ impl Episodes {
         self.counters
     }
 
+    /// Whether a version of a program can be run here.
+    pub fn can_run(&self, program: &str, version: u32) -> bool {
+        self.programs.get(program).is_some_and(|program| program.versions.contains(&version))
+    }
+
     /// Whether the instance of that name is kept here, or would be.
     pub fn is_kept_here(&self, name: &Name) -> bool {
         matches!(self.place(name), Place::Here)

@@ -41,14 +41,11 @@ impl Episodes {
             Some(Stopped::Failing { until: Some(until), .. }) => *until > now,
             Some(Stopped::Paused | Stopped::Failing { until: None, .. }) => true,
         };
-        let can_run = |version| {
-            self.programs.get(name.program()).is_some_and(|program| program.versions.contains(version))
-        };
         // What is acknowledged and not confirmed takes room in the window, too.
         let has_room = instance.mode == Mode::Strict
             || instance.unconfirmed == 0
             || instance.outboxes.values().all(|outbox| outbox.room() >= self.settings.messages_max as u64);
-        !is_stopped && instance.may_begin() && has_room && can_run(&instance.version)
+        !is_stopped && instance.may_begin() && has_room && self.can_run(name.program(), instance.version)
     }
 
     fn begin_episode(&mut self, now: Time, name: &Name, out: &mut Batch) {

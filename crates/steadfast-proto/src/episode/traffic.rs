@@ -317,6 +317,7 @@ impl Episodes {
         let Some(outbox) = instance.outboxes.get_mut(to) else { return };
         if outbox.floor() + 1 == first {
             outbox.flow.since = now;
+            outbox.flow.moved_at = now;
             outbox.flow.attempts = 0;
         }
         let stream = Stream { from: from.clone(), epoch, to: to.clone() };
@@ -343,6 +344,10 @@ impl Episodes {
         let (epoch, is_over) = (instance.epoch, !instance.is_active());
         let Some(outbox) = instance.outboxes.get_mut(to) else { return };
         outbox.flow.since = now;
+        if outbox.flow.moved_at == Time::ZERO {
+            // What was before a crash is forgotten.
+            outbox.flow.moved_at = now;
+        }
         outbox.flow.attempts = outbox.flow.attempts.saturating_add(1);
         let stream = Stream { from: from.clone(), epoch, to: to.clone() };
         let floor = outbox.floor();
@@ -388,6 +393,7 @@ impl Episodes {
         let outbox = self.instances.get_mut(from).and_then(|instance| instance.outboxes.get_mut(to));
         if let Some(outbox) = outbox {
             outbox.flow.since = now;
+            outbox.flow.moved_at = now;
             outbox.flow.attempts = 0;
         }
     }

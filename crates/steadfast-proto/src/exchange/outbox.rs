@@ -37,8 +37,10 @@ pub struct Entry {
 /// When a stream's unfinished messages are sent again; forgotten by a crash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flow {
-    /// When something was last sent first, or finished.
+    /// When anything was last sent.
     pub since: Time,
+    /// When something was last sent first, or came further.
+    pub moved_at: Time,
     /// How often everything was sent again since.
     pub attempts: u32,
     /// What is waited for.

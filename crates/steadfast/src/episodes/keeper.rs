@@ -152,6 +152,16 @@ impl fmt::Debug for Parts {
     }
 }
 
+/// What is known before anything that was recorded is gone on with: without it, messages to others would be taken for
+/// messages to nobody.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Who keeps which home, by number; all are kept here without any.
+    pub homes: Vec<NodeId>,
+    /// All programs that can be run here.
+    pub programs: BTreeMap<Text, Deployment>,
+}
+
 type Look = Box<dyn FnOnce(&Episodes) + Send>;
 
 enum Command {
@@ -184,10 +194,18 @@ impl Keeper {
     /// # Errors
     /// What is in the folder can't be used, or is used by another program.
     pub fn start(folder: &Path, parts: Parts) -> Result<Keeper, KeeperError> {
+        Keeper::start_knowing(folder, parts, Known::default())
+    }
+
+    /// The same, where other nodes keep instances too.
+    ///
+    /// # Errors
+    /// As [`Keeper::start`].
+    pub fn start_knowing(folder: &Path, parts: Parts, known: Known) -> Result<Keeper, KeeperError> {
         let (commands, inbox) = mpsc::channel();
         let keeper =
             Keeper { commands, commits: Arc::default(), frames: Arc::default(), thread: Arc::default() };
-        let state = State::open(folder, parts, keeper.clone())?;
+        let state = State::open(folder, parts, known, keeper.clone())?;
         let thread = std::thread::Builder::new().name("episodes".into()).spawn(move || {
             let ended = state.serve(&inbox);
             if let Err(error) = &ended {
@@ -287,14 +305,19 @@ struct State {
 }
 
 impl State {
-    fn open(folder: &Path, parts: Parts, keeper: Keeper) -> Result<State, KeeperError> {
+    fn open(folder: &Path, parts: Parts, known: Known, keeper: Keeper) -> Result<State, KeeperError> {
         std::fs::create_dir_all(folder.join("log"))?;
         let (log, records) =
             Log::open(Box::new(Folder::open(&folder.join("log"))?), LogSettings::new(parts.salt))?;
         let index = Index::open(&folder.join("index"))?;
         index.check(log.oldest(), log.committed())?;
         let clock = Clock::start();
+        let now = clock.now();
         let mut episodes = Episodes::new(parts.settings, parts.me, now_unix_us());
+        // There is no instance yet that anything could follow for.
+        let mut batch = Batch::default();
+        episodes.step(now, Input::Homes(known.homes), &mut batch);
+        episodes.step(now, Input::Deployed(programs_of(&known.programs)), &mut batch);
         for row in index.load() {
             let (_, bytes) = row?;
             episodes.restore(Instance::decode(&bytes)?);
@@ -312,7 +335,7 @@ impl State {
             episodes,
             sessions: Sessions::new(parts.life.0),
             carrier: parts.carrier,
-            runners: BTreeMap::new(),
+            runners: known.programs,
             log,
             index,
             changed,
@@ -323,7 +346,7 @@ impl State {
             clock,
             next_token: 1,
             asked: BTreeMap::new(),
-            batch: Batch::default(),
+            batch,
         };
         state.save()?;
         state.step(Input::Recovered);
@@ -392,9 +415,7 @@ impl State {
                 self.step(Input::Request { token, request });
             }
             Command::Deploy(programs) => {
-                let known =
-                    programs.iter().map(|(name, deployment)| (name.clone(), deployment.program.clone()));
-                let known = known.collect();
+                let known = programs_of(&programs);
                 self.runners = programs;
                 self.step(Input::Deployed(known));
             }
@@ -552,6 +573,11 @@ impl State {
         self.log.seal()?;
         Ok(())
     }
+}
+
+/// What the machine is told of programs.
+fn programs_of(programs: &BTreeMap<Text, Deployment>) -> BTreeMap<Text, Program> {
+    programs.iter().map(|(name, deployment)| (name.clone(), deployment.program.clone())).collect()
 }
 
 /// Nanoseconds since 1970 as they were at the start, and as many more as have passed: a clock that is set meanwhile holds no

@@ -26,7 +26,7 @@ mod tests;
 
 pub use self::disk::{Disk, Folder};
 pub use self::index::{Index, IndexError};
-pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Parts, RunHere, Runner};
+pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Known, Parts, RunHere, Runner};
 pub use self::log::{Log, LogError, OpenError, Records, Settings};
 #[cfg(feature = "programs")]
 pub use self::typed::{Context, Durable, Then, runner};
