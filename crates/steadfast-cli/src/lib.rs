@@ -10,6 +10,7 @@ pub mod codes;
 pub mod commands;
 pub mod config;
 pub mod demo;
+pub mod episodes;
 pub mod events;
 pub mod failure;
 pub mod logging;

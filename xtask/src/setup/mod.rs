@@ -31,6 +31,9 @@ use std::{
 /// Where everything of ours goes that is not a package.
 const PREFIX: &str = "/opt/steadfast";
 
+/// What programs that are run in the agent's sandbox are compiled for.
+const WASM: &str = "wasm32-unknown-unknown";
+
 /// A program, the package that brings it, and what for.
 const PROGRAMS: [(&str, &str, &str); 9] = [
     ("runc", "runc", "starts and stops containers"),
@@ -121,6 +124,11 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
         eprintln!("setup: building cargo-nextest, which runs the tests (some minutes, once)");
         Run::cargo("install --locked cargo-nextest").perform()?;
     }
+    if scope == Scope::Tests && !has_wasm() {
+        eprintln!("setup: installing Rust's library for WebAssembly, for which the tests compile an example");
+        // Not all compilers come from rustup; without the library that one test says that it did not run.
+        let _ = Run::new("rustup").words("target add").args([WASM]).succeeds();
+    }
     if scope != Scope::Product {
         apart::find_or_unpack()?;
     }
@@ -135,7 +143,7 @@ fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
     let complete = missing(&programs(scope)).is_empty()
         && (scope == Scope::Product || apart::are_found())
-        && (scope != Scope::Tests || (has_nextest() && schemathesis::is_found()));
+        && (scope != Scope::Tests || (has_nextest() && has_wasm() && schemathesis::is_found()));
     complete.then_some(Machine { criu })
 }
 
@@ -162,6 +170,11 @@ fn lock(prefix: &Path) -> Result<File> {
 
 fn has_nextest() -> bool {
     has_program("cargo-nextest") || Run::cargo("nextest --version").succeeds()
+}
+
+fn has_wasm() -> bool {
+    let folder = Run::new("rustc").words("--print target-libdir --target").args([WASM]).read();
+    folder.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
 }
 
 /// Installs what fuzzing needs: a C++ compiler, the nightly toolchain and cargo-fuzz.

@@ -149,6 +149,12 @@ impl Filter {
         self.root.as_ref().is_none_or(|root| evaluate::matches(root, event))
     }
 
+    /// Whether it is true of what is no event of this cluster: its fields are those of a JSON object, and of the objects in
+    /// it as in `address.city`. What is no object has one field, `value`.
+    pub fn matches_json(&self, json: &serde_json::Value) -> bool {
+        self.root.as_ref().is_none_or(|root| evaluate::matches_json(root, json))
+    }
+
     /// Whether whoever has this filter must be told: events that match, and gaps, restarts and ends of sources whose
     /// events might.
     pub fn concerns(&self, delivery: &Delivery) -> bool {

@@ -5,7 +5,7 @@
 //! other, so that events may overtake each other; their `sequence` says what was first. It must never lose an event
 //! silently: each is delivered, given up on, told as missed, or counted as unfinished. Read [`exec`], [`webhook`], [`nats`].
 
-mod connect;
+pub(crate) mod connect;
 pub mod exec;
 pub mod nats;
 mod queue;

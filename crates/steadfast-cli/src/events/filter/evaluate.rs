@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 
+use serde_json::{Map, Value as Json};
 use steadfast_proto::events::Value;
 
 use super::{Amount, Comparison, Dimension, Expression, Literal, Meaning, Operator, Scalar, Test};
@@ -22,6 +23,26 @@ pub(super) fn matches(expression: &Expression, event: &EventView) -> bool {
         _ => event.fields.get(name).map_or(Seen::Missing, Seen::of),
     };
     decide(expression, kind, &seen) == Truth::Yes
+}
+
+/// Whether a JSON value satisfies an expression. A unit is told by the end of a field's name, as for events of users.
+pub(super) fn matches_json(expression: &Expression, json: &Json) -> bool {
+    let seen = |name: &str| match json {
+        Json::Object(fields) => find(fields, name).map_or(Seen::Missing, Seen::of_json),
+        value @ (Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Array(_)) => {
+            if name == "value" { Seen::of_json(value) } else { Seen::Missing }
+        }
+    };
+    decide(expression, USER_ANY, &seen) == Truth::Yes
+}
+
+/// A field by its name, which may hold dots itself, or by the names of the objects that it is in.
+fn find<'a>(fields: &'a Map<String, Json>, name: &str) -> Option<&'a Json> {
+    if let Some(found) = fields.get(name) {
+        return Some(found);
+    }
+    let (first, rest) = name.split_once('.')?;
+    rest.split('.').try_fold(fields.get(first)?, |outer, name| outer.as_object()?.get(name))
 }
 
 /// Whether some event of a source could satisfy it.
@@ -62,6 +83,19 @@ impl<'a> Seen<'a> {
             Value::Integer(integer) => Seen::Whole(i128::from(*integer)),
             Value::Number(number) => Seen::Real(*number),
             Value::Text(text) => Seen::Text(text),
+        }
+    }
+
+    fn of_json(json: &'a Json) -> Seen<'a> {
+        match json {
+            Json::Bool(flag) => Seen::Flag(*flag),
+            Json::String(text) => Seen::Text(text),
+            Json::Number(number) => {
+                let whole = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
+                let real = || number.as_f64().map_or(Seen::Missing, Seen::Real);
+                whole.map_or_else(real, Seen::Whole)
+            }
+            Json::Null | Json::Array(_) | Json::Object(_) => Seen::Missing,
         }
     }
 }

@@ -73,25 +73,25 @@ pub enum TrustError {
 }
 
 /// Both directions of a connection.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) is_sealed: bool,
+pub(crate) struct Address {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) is_sealed: bool,
     /// What stands before the `@`.
-    pub(super) credentials: Option<String>,
+    pub(crate) credentials: Option<String>,
     /// Path and query.
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 impl Address {
     /// Reads an address whose scheme is one of these two.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         text: &str,
         [plain, sealed]: [(&'static str, u16); 2],
         example: &'static str,
@@ -118,7 +118,7 @@ impl Address {
     }
 
     /// `host:port`, as an HTTP request names it.
-    pub(super) fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -126,7 +126,7 @@ impl Address {
         }
     }
 
-    pub(super) async fn connect(&self) -> io::Result<TcpStream> {
+    pub(crate) async fn connect(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         // Without it small requests wait for each other's acknowledgements; a failure only costs time.
         let _ = stream.set_nodelay(true);
@@ -134,7 +134,7 @@ impl Address {
     }
 
     /// TLS over a connection to this host.
-    pub(super) async fn seal<S: Wire + 'static>(
+    pub(crate) async fn seal<S: Wire + 'static>(
         &self,
         stream: S,
         trust: &Trust,
@@ -147,11 +147,11 @@ impl Address {
 
 /// Which authorities are believed.
 #[derive(Clone, Debug)]
-pub(super) struct Trust(Arc<ClientConfig>);
+pub(crate) struct Trust(Arc<ClientConfig>);
 
 impl Trust {
     /// Those of a file in PEM form, or those of the machine.
-    pub(super) fn load(authority: Option<&Path>) -> Result<Trust, TrustError> {
+    pub(crate) fn load(authority: Option<&Path>) -> Result<Trust, TrustError> {
         let system = || SYSTEM_FILES.into_iter().map(Path::new).find(|path| path.is_file());
         let path = authority.or_else(system).ok_or(TrustError::Missing)?;
         let name = path.display().to_string();
