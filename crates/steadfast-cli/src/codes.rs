@@ -243,6 +243,33 @@ codes! {
     TokenNotFound = 57, NotFound, "there is no token of that name",
         causes: ["a misspelt name", "it was revoked"],
         remedy: ["`steadfast tokens` lists the names"];
+    InstanceNotFound = 58, NotFound, "there is no instance of that name",
+        causes: ["a misspelt name", "it has not begun, or ended so long ago that it is forgotten"],
+        remedy: ["`steadfast episode list` lists the names", "`steadfast episode start PROGRAM/KEY` begins one"];
+    ProgramNotFound = 59, NotFound, "there is no such program, or no such version of it",
+        causes: ["a misspelt name", "it has not been deployed"],
+        remedy: ["`steadfast episode deploy` without a name lists programs and versions", "`steadfast episode deploy NAME` deploys one"];
+    InstanceState = 60, Conflict, "the instance is in a state that does not allow this",
+        causes: ["there is one of that name already", "it has ended"],
+        remedy: ["`steadfast episode show PROGRAM/KEY` shows the state", "choose another key"];
+    KeyReused = 61, Conflict, "the idempotency key was used for something else",
+        causes: ["a client uses a key twice for requests that differ"],
+        remedy: ["use a new key for each new request; only a repetition has the same", "nothing was changed"];
+    InstanceFull = 62, Unavailable, "too much waits for the instance already",
+        causes: ["events come faster than its program takes them", "it is paused, or its episodes fail", "more requests with idempotency keys come than can be remembered"],
+        remedy: ["`steadfast episode show PROGRAM/KEY` says what it waits for", "try again when it has caught up; nothing was changed"];
+    ProgramRefused = 63, Usage, "the program can't be deployed",
+        causes: ["it is no WebAssembly module, or compiled for another host interface", "the address of the end point, or the command, is misspelt or not on this node", "it is larger than a row of the catalog"],
+        remedy: ["correct what the message names", "`steadfast episode deploy --help` shows examples"];
+    ProgramTaken = 64, Conflict, "the version of the program is another one already",
+        causes: ["a version was deployed before with other contents"],
+        remedy: ["leave `--version` out: the next free one is taken", "versions never change, since instances go on with the one that they began with"];
+    InstanceNameInvalid = 65, Usage, "the name of the instance or program is not allowed",
+        causes: ["instances are called PROGRAM/KEY, such as order/17", "programs have 1 to 63 of a-z, 0-9, `-` and `.`, beginning with a letter"],
+        remedy: ["choose a name like `order/17`"];
+    EpisodesFailed = 66, Refused, "this node runs no episodes any more",
+        causes: ["its disk failed or is full: nothing may be promised any more that is not written", "a file of the store is damaged"],
+        remedy: ["`steadfast status` and the agent's log say why", "free some space or mend the disk, then restart this agent: it goes on where the log ends"];
 }
 
 impl fmt::Display for Code {

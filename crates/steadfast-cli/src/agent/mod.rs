@@ -14,6 +14,7 @@ mod containers;
 mod device_verbs;
 mod devices;
 mod engine;
+pub(crate) mod episodes;
 pub(crate) mod events;
 mod exec;
 pub mod found;
@@ -111,6 +112,7 @@ pub struct Agent {
     pub(crate) keys: Keyring,
     pub(crate) waiters: groups::Waiters,
     pub(crate) events: Hub,
+    pub(crate) episodes: episodes::Room,
     cluster: String,
     /// Keep what happens for those who ask later.
     _journal: Vec<steadfast::events::hub::Subscription>,
@@ -165,6 +167,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     // Systemd may be absent.
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!("the agent ends; its containers go on until their lease is over");
+    agent.episodes.stop().await;
     agent.node.stop().await;
     agent.engine.shutdown().await;
     outcome
@@ -345,13 +348,8 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let names = networks.iter().map(|(name, _)| name.clone()).collect();
     let journal = events::journal(&hub);
     tokio::spawn(events::follow(hub.clone(), node.clone(), id, rows.clone(), names, board.boot_unix_ms()));
-    let inviter = Inviter {
-        rows: rows.clone(),
-        membership: keys.shared(),
-        networks: networks.clone(),
-        catalog: config.catalog.clone(),
-        hears: hears(node.clone()),
-    };
+    let episodes = episodes::Room::new(config, (id, incarnation), &opened.peers, &opened.services, &rows);
+    let inviter = inviter(config, &rows, &keys, networks.clone(), node.clone());
     let agent = Arc::new(Agent {
         id,
         networks,
@@ -370,6 +368,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         waiters: groups::Waiters::default(),
         _journal: journal,
         events: hub,
+        episodes,
         cluster: opened.membership.cluster_name.clone(),
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
         sessions: sessions::Sessions::default(),
@@ -380,6 +379,22 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     serve_inside(&agent);
     follow(&agent, &opened.state, opened.transport, opened.own);
     Ok(Started { agent, credentials: opened.credentials, _listeners: opened.listeners })
+}
+
+fn inviter(
+    config: &Config,
+    rows: &Rows,
+    keys: &Keyring,
+    networks: Vec<(String, SocketAddr)>,
+    node: NodeHandle,
+) -> Inviter {
+    Inviter {
+        rows: rows.clone(),
+        membership: keys.shared(),
+        networks,
+        catalog: config.catalog.clone(),
+        hears: hears(node),
+    }
 }
 
 fn start_events(opened: &Opened, life: Life, containers: Option<Arc<Containers>>) -> Hub {
@@ -557,6 +572,7 @@ fn follow(agent: &Arc<Agent>, state: &State, transport: Arc<PeersTransport>, own
         tokio::spawn(events::disks::follow(agent.events.clone(), Arc::clone(room)));
     }
     tokio::spawn(agent.keys.clone().follow(agent.node.clone()));
+    tokio::spawn(agent.episodes.clone().follow());
     tokio::spawn(Arc::clone(agent).tend_voters());
     tokio::spawn(Arc::clone(agent).sweep_standbys());
     tokio::spawn(async move {

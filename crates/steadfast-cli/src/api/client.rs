@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -64,6 +64,25 @@ impl Client {
         body: &B,
     ) -> Result<T, Failure> {
         decode(self.send(Method::POST, path, Some(encode(body)?)).await?).await
+    }
+
+    /// Asks for something to be done once, however often it is asked for with this key.
+    pub async fn post_once<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        key: &str,
+    ) -> Result<T, Failure> {
+        let mut request = request(Method::POST, path, Some(encode(body)?))?;
+        let key = HeaderValue::from_str(key).map_err(|_| {
+            Failure::new(
+                Code::BadRequest,
+                format!("the idempotency key {key:?} holds signs that none can hold"),
+            )
+        })?;
+        request.headers_mut().insert("idempotency-key", key);
+        let response = self.exchange(request).await?;
+        if response.status().is_success() { decode(response).await } else { Err(refusal(response).await) }
     }
 
     /// Asks for something to be so; safe to repeat.

@@ -12,7 +12,10 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{device_types, event_types, group_types, link_types, page_types, token_types, types, view_types};
+use super::{
+    device_types, episode_types, event_types, group_types, link_types, page_types, token_types, types,
+    view_types,
+};
 
 /// One operation of the API.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +88,13 @@ const LINKS_QUERY: &[Parameter] = &[
 
 /// What can be asked of views.
 const VIEWS_QUERY: &[Parameter] = &[small("limit"), count("since")];
+
+/// What stands in paths.
+const IN_PATHS: [(&str, &str); 3] = [
+    ("name", "the name of what the path is about"),
+    ("program", "the program of the instance"),
+    ("key", "the key of the instance; a slash in it is written %2F"),
+];
 
 /// With what status something is refused, and what that means.
 const REFUSALS: [(&str, &str); 8] = [
@@ -266,6 +276,54 @@ pub const OPERATIONS: &[Operation] = &[
         Answer::Upgrade,
     ),
     get("/v1/checkpoints", "Every committed checkpoint", Answer::Many("Checkpoint")),
+    get("/v1/programs", "Every program that is deployed", Answer::Many("Program")),
+    put(
+        "/v1/programs/{name}",
+        "Deploy a version of a program; answers when all nodes that answer know it",
+        "DeployRequest",
+        Answer::One("Program"),
+    ),
+    Operation {
+        query: &[text("program"), text("doing"), text("after"), small("limit")],
+        ..get(
+            "/v1/episodes",
+            "The instances of all nodes, by name, a page at a time",
+            Answer::One("InstanceList"),
+        )
+    },
+    get("/v1/episodes/{program}/{key}", "An instance, with all that it waits for", Answer::One("Instance")),
+    get(
+        "/v1/episodes/{program}/{key}/history",
+        "Its last episodes, oldest first",
+        Answer::Many("PastEpisode"),
+    ),
+    Operation {
+        query: &[small("wait")],
+        ..post(
+            "/v1/episodes/{program}/{key}/start",
+            "Begin an instance; with `wait`, in seconds, answers when it has ended (header Idempotency-Key)",
+            "StartRequest",
+            Answer::One("EpisodeAnswer"),
+        )
+    },
+    Operation {
+        query: &[small("wait")],
+        ..post(
+            "/v1/episodes/{program}/{key}/send",
+            "Tell an instance something; with `wait`, in seconds, answers what it answers (header Idempotency-Key)",
+            "SendRequest",
+            Answer::One("EpisodeAnswer"),
+        )
+    },
+    steer("/v1/episodes/{program}/{key}/cancel", "Ask an instance and its children to end"),
+    steer("/v1/episodes/{program}/{key}/pause", "Begin no more episodes of an instance"),
+    steer("/v1/episodes/{program}/{key}/retry", "Go on with an instance that is paused or failing, at once"),
+    post(
+        "/v1/episodes/{program}/{key}/migrate",
+        "Let an instance run another version of its program from its next episode on",
+        "MigrateRequest",
+        Answer::One("EpisodeAnswer"),
+    ),
     get("/v1/tokens", "Every token that lasts, without its secret", Answer::Many("Token")),
     post(
         "/v1/tokens",
@@ -307,6 +365,10 @@ const fn post(path: &'static str, summary: &'static str, body: &'static str, ans
 
 const fn put(path: &'static str, summary: &'static str, body: &'static str, answer: Answer) -> Operation {
     Operation { method: "put", ..post(path, summary, body, answer) }
+}
+
+const fn steer(path: &'static str, summary: &'static str) -> Operation {
+    Operation { method: "post", ..get(path, summary, Answer::One("EpisodeAnswer")) }
 }
 
 const fn text(name: &'static str) -> Parameter {
@@ -358,15 +420,17 @@ pub fn document() -> String {
 
 fn described(operation: &Operation) -> utoipa::openapi::path::Operation {
     let mut described = OperationBuilder::new().summary(Some(operation.summary));
-    if operation.path.contains("{name}") {
-        described = described.parameter(
-            ParameterBuilder::new()
-                .name("name")
-                .parameter_in(ParameterIn::Path)
-                .required(Required::True)
-                .schema(Some(schema(Kind::Text)))
-                .description(Some("the name of what the path is about")),
-        );
+    for (name, description) in IN_PATHS {
+        if operation.path.contains(&format!("{{{name}}}")) {
+            described = described.parameter(
+                ParameterBuilder::new()
+                    .name(name)
+                    .parameter_in(ParameterIn::Path)
+                    .required(Required::True)
+                    .schema(Some(schema(Kind::Text)))
+                    .description(Some(description)),
+            );
+        }
     }
     for parameter in operation.query {
         described = described.parameter(
@@ -496,6 +560,14 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<page_types::SessionRequest>(add::<page_types::Session>(components));
     let components = add::<page_types::PictureChange>(components);
     let components = add::<token_types::NewToken>(add::<token_types::Token>(components));
+    let components = add::<episode_types::DeployRequest>(add::<episode_types::Program>(components));
+    let components = add::<episode_types::ProgramVersion>(add::<episode_types::StartRequest>(components));
+    let components = add::<episode_types::SendRequest>(add::<episode_types::MigrateRequest>(components));
+    let components = add::<episode_types::EpisodeAnswer>(add::<episode_types::InstanceList>(components));
+    let components = add::<episode_types::InstanceRow>(add::<episode_types::Instance>(components));
+    let components = add::<episode_types::WaitedFor>(add::<episode_types::StoppedWhy>(components));
+    let components = add::<episode_types::EventShown>(add::<episode_types::OutboxShown>(components));
+    let components = add::<episode_types::PeerShown>(add::<episode_types::PastEpisode>(components));
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
     add::<types::Done>(components).security_scheme("token", SecurityScheme::Http(token)).build()
 }

@@ -23,7 +23,7 @@ pub async fn pass_on(agent: &Agent, owner: NodeId, mut request: Request) -> Resu
     if request.headers().contains_key(&PASSED_ON) {
         return Err(Failure::new(
             Code::PeerUnreachable,
-            format!("the container moved to {name} just now; try again"),
+            format!("this is the matter of {name} since just now; try again"),
         ));
     }
     let unreachable = |error: String| {

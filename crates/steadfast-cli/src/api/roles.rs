@@ -99,6 +99,7 @@ impl Role {
             ["v1", "containers", _, "checkpoints" | "move"]
             | ["v1", "nodes", _, "drain"]
             | ["v1", "events"]
+            | ["v1", "episodes", _, _, _]
                 if is_post =>
             {
                 Role::Operate
@@ -141,6 +142,7 @@ mod tests {
                 ("post", "/v1/containers/{name}/checkpoints" | "/v1/nodes/{name}/drain" | "/v1/events") => {
                     Role::Operate
                 }
+                ("post", path) if path.starts_with("/v1/episodes/{program}/{key}/") => Role::Operate,
                 _ => Role::Admin,
             };
             assert_eq!(Role::needed(&method, &path), expected, "{} {}", operation.method, operation.path);

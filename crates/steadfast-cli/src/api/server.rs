@@ -13,6 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
@@ -22,11 +23,14 @@ use super::types::{
     DrainRequest, ErrorBody, ExecRequest, InviteRequest, ReplaceRequest, RestoreRequest, RunRequest,
     StopRequest,
 };
-use super::{audit, devices, events as event_paths, groups, links, metrics, page, proxy, tokens, views};
+use super::{
+    audit, devices, episodes, events as event_paths, groups, links, metrics, page, proxy, tokens, views,
+};
 use crate::agent::Agent;
 use crate::codes::Code;
 use crate::failure::{Failure, nearest};
 use crate::traces;
+use crate::units::human_size;
 
 /// The largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -47,6 +51,17 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/views/events", get(views::views_events))
         .route("/v1/events", get(event_paths::events).post(event_paths::emit))
         .route("/v1/events/status", get(event_paths::status))
+        .route("/v1/programs", get(episodes::programs))
+        .route("/v1/programs/{name}", put(episodes::deploy))
+        .route("/v1/episodes", get(episodes::list))
+        .route("/v1/episodes/{program}/{key}", get(episodes::show))
+        .route("/v1/episodes/{program}/{key}/history", get(episodes::history))
+        .route("/v1/episodes/{program}/{key}/start", post(episodes::start))
+        .route("/v1/episodes/{program}/{key}/send", post(episodes::send))
+        .route("/v1/episodes/{program}/{key}/cancel", post(episodes::cancel))
+        .route("/v1/episodes/{program}/{key}/pause", post(episodes::pause))
+        .route("/v1/episodes/{program}/{key}/retry", post(episodes::retry))
+        .route("/v1/episodes/{program}/{key}/migrate", post(episodes::migrate))
         .route("/v1/catalog/backup", get(catalog_backup))
         .route("/v1/devices", get(devices::devices))
         .route("/v1/devices/name", post(devices::name))
@@ -129,11 +144,17 @@ fn json<T: Serialize>(value: &T) -> Answer {
 
 /// Reads a JSON body; what is wrong with it is said by field.
 pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
-    let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    read_body(&bytes_within(request, BODY_BYTES_MAX).await?)
+}
+
+/// Reads a body of at most so many bytes.
+pub(super) async fn bytes_within(request: Request, bytes_max: usize) -> Result<Bytes, Failure> {
+    let bytes = Limited::new(request.into_body(), bytes_max).collect().await;
     let bytes = bytes.map_err(|error| {
-        Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most 1 MiB is possible"))
+        let max = human_size(bytes_max as u64);
+        Failure::new(Code::BadRequest, format!("the body can't be read: {error}; at most {max} is possible"))
     })?;
-    read_body(&bytes.to_bytes())
+    Ok(bytes.to_bytes())
 }
 
 /// Reads the text of a body; an empty one is an object without fields.
@@ -307,6 +328,8 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/verdicts",
         "/v1/views",
         "/v1/devices",
+        "/v1/episodes",
+        "/v1/programs",
         "/v1/groups",
         "/v1/invites",
         "/v1/containers",
@@ -395,6 +418,7 @@ pub fn read_queries(target: &str) {
     let Ok(uri) = target.parse::<Uri>() else { return };
     let _ = read_query::<RemoveQuery>(&uri);
     let _ = read_query::<LogsQuery>(&uri);
+    episodes::read_queries(&uri);
     links::read_queries(target);
     views::read_queries(target);
 }

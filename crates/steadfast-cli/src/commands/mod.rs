@@ -11,6 +11,7 @@ pub mod checkpoints;
 pub mod completions;
 pub mod device;
 pub mod drain;
+pub mod episode;
 pub mod events;
 pub mod exec;
 pub mod explain;
@@ -120,6 +121,7 @@ pub enum Verb {
     Top(top::Args),
     Device(device::Args),
     Groups(groups::Args),
+    Episode(episode::Args),
     Replace(replace::Args),
     Leave(leave::Args),
     Drain(drain::Args),
@@ -209,6 +211,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Top(args) => block_on(top::run(args, context))?.map(done),
         Verb::Device(args) => device::run(args, context).map(done),
         Verb::Groups(args) => block_on(groups::run(args, context))?.map(done),
+        Verb::Episode(args) => block_on(episode::run(args, context))?.map(done),
         Verb::Replace(args) => block_on(replace::run(args, context))?.map(done),
         Verb::Leave(args) => block_on(leave::run(args, context))?.map(done),
         Verb::Drain(args) => block_on(drain::run(args, context))?.map(done),

@@ -154,6 +154,7 @@ mod tests {
             "drain",
             "device",
             "groups",
+            "episode",
             "run",
             "ps",
             "logs",

@@ -16,6 +16,7 @@ mod checkpoints;
 mod conclusions;
 mod detection;
 mod devices;
+mod episodes;
 mod events;
 mod events_failures;
 mod forgeries;

@@ -1,0 +1,359 @@
+//! Episodes on this node: when their keeper is opened, what it is told of the cluster, and how it ends.
+//!
+//! A node without episodes pays nothing: the keeper is opened when the catalog gives this node homes, and then knows them and
+//! all programs before it goes on with anything, since a message to another node must not be taken for one to nobody. It
+//! decides nothing about episodes. Read `deploy` for how programs come into the catalog, `requests` for what people ask.
+
+mod carrier;
+mod deploy;
+mod list;
+mod requests;
+mod rows;
+mod runners;
+mod shown;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast::catalog::{Rows as CatalogRows, Versioned};
+use steadfast::episodes::{Keeper, KeeperError, Known, Parts};
+use steadfast::net::rpc::{Class, Peers, Services};
+use steadfast_proto::episode::{Filter, Input, Settings, home_of};
+use steadfast_proto::exchange::Name;
+use steadfast_proto::ids::{Incarnation, NodeId};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use self::carrier::Wire;
+use self::rows::{HomesRow, ProgramRow};
+use self::runners::Runners;
+use super::rows::{Rows, decode};
+use crate::codes::Code;
+use crate::config::{Config, Mode};
+use crate::episodes::filter;
+use crate::failure::Failure;
+
+pub(crate) use self::list::Wanted;
+pub(crate) use self::requests::{Repeat, digest, payload};
+
+/// The RPC service by which a node is asked whether it can keep instances, and whether it knows the newest programs.
+const SERVICE_AWARE: u8 = 27;
+/// How long a node is asked.
+const ASK_MAX: Duration = Duration::from_secs(3);
+/// How long a node waits for its copy of the catalog to have what it is asked about.
+const AWARE_MAX: Duration = Duration::from_secs(2);
+/// How long a request waits for the keeper to be opened.
+const OPEN_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether the keeper is there.
+const LOOK: Duration = Duration::from_secs(1);
+/// How soon a catalog that can't be followed is followed again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The episodes of one node; clones are the same.
+#[derive(Clone)]
+pub(crate) struct Room {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    life: Incarnation,
+    folder: PathBuf,
+    peers: Peers,
+    rows: Rows,
+    runtime: Handle,
+    /// Whether instances may be kept here: neither observers nor witnesses run anything.
+    may_keep: bool,
+    standing: Mutex<Standing>,
+    /// Up to which revision of the catalog the keeper knows programs and homes.
+    aware: watch::Sender<u64>,
+}
+
+/// How the keeper is.
+#[derive(Clone)]
+enum Standing {
+    /// None is needed.
+    Idle,
+    Open(Keeper),
+    /// Why there is none any more.
+    Failed(String),
+}
+
+/// What the catalog says of episodes.
+struct Seen {
+    revision: u64,
+    homes: Option<HomesRow>,
+    programs: Vec<ProgramRow>,
+}
+
+impl Room {
+    /// Offers to other nodes what they need; the keeper is opened by [`Room::follow`].
+    pub(super) fn new(
+        config: &Config,
+        (me, life): (NodeId, Incarnation),
+        peers: &Peers,
+        services: &Services,
+        rows: &Rows,
+    ) -> Room {
+        let inner = Inner {
+            me,
+            life,
+            folder: config.data.join("episodes"),
+            peers: peers.clone(),
+            rows: rows.clone(),
+            runtime: Handle::current(),
+            may_keep: config.mode == Mode::Agent,
+            standing: Mutex::new(Standing::Idle),
+            aware: watch::Sender::new(0),
+        };
+        let room = Room { inner: Arc::new(inner) };
+        let frames = room.clone();
+        services.register(carrier::SERVICE_FRAMES, move |from, body| {
+            let keeper = frames.keeper();
+            Box::pin(async move {
+                let keeper = keeper.map_err(|failure| failure.message)?;
+                let keeper = keeper.ok_or_else(|| "this node keeps no instances yet".to_owned())?;
+                carrier::take(&keeper, from, body).await
+            })
+        });
+        let aware = room.clone();
+        services.register(SERVICE_AWARE, move |_, body| {
+            let aware = aware.clone();
+            Box::pin(async move { aware.answer_aware(&body).await })
+        });
+        room.offer_lists(services);
+        room
+    }
+
+    /// Keeps the keeper told of what the catalog says; ends with the catalog.
+    pub(super) async fn follow(self) {
+        let mut runners = Runners::new(self.inner.rows.clone(), self.inner.runtime.clone());
+        let catalog = self.inner.rows.catalog().clone();
+        // What others have deployed meanwhile must not be unknown here, unless nobody can say.
+        let mut found = match catalog.range(rows::ALL.to_owned()).await {
+            Ok(found) => found,
+            Err(_) => catalog.range_stale(rows::ALL),
+        };
+        loop {
+            let mut watch = catalog.watch(rows::ALL.to_owned(), found.revision);
+            loop {
+                self.tell(&mut runners, &seen(&found)).await;
+                if let Err(error) = watch.next().await {
+                    tracing::debug!(%error, "the programs of episodes can't be followed");
+                    break;
+                }
+                found = catalog.range_stale(rows::ALL);
+            }
+            tokio::time::sleep(RETRY).await;
+            found = catalog.range_stale(rows::ALL);
+        }
+    }
+
+    /// Tells the keeper, and opens it where there is none and one is needed.
+    async fn tell(&self, runners: &mut Runners, seen: &Seen) {
+        if let Some(homes) = &seen.homes
+            && self.inner.may_keep
+        {
+            let programs = runners.deployments(&seen.programs);
+            let standing = self.standing().clone();
+            match standing {
+                Standing::Open(keeper) => {
+                    keeper.input(Input::Homes(homes.nodes.clone()));
+                    keeper.deploy(programs);
+                }
+                Standing::Idle if homes.nodes.contains(&self.inner.me) || self.inner.folder.exists() => {
+                    self.open(Known { homes: homes.nodes.clone(), programs }).await;
+                }
+                Standing::Idle | Standing::Failed(_) => {}
+            }
+        }
+        self.inner.aware.send_replace(seen.revision);
+    }
+
+    async fn open(&self, known: Known) {
+        let (inner, own) = (Arc::clone(&self.inner), Arc::new(OnceLock::new()));
+        let place = Arc::clone(&own);
+        let opened = tokio::task::spawn_blocking(move || {
+            let parts = Parts {
+                me: inner.me,
+                settings: settings(inner.me),
+                carrier: Box::new(Wire::new(inner.peers.clone(), inner.runtime.clone(), place)),
+                life: inner.life,
+                salt: salt(),
+            };
+            Keeper::start_knowing(&inner.folder, parts, known)
+        });
+        let opened = opened.await.unwrap_or(Err(KeeperError::Ended));
+        let standing = match opened {
+            Ok(keeper) => {
+                tracing::info!(folder = %self.inner.folder.display(), "this node keeps instances");
+                let _ = own.set(keeper.clone());
+                tokio::spawn(self.clone().notice_end(keeper.clone()));
+                Standing::Open(keeper)
+            }
+            Err(error) => {
+                tracing::error!(%error, "this node can keep no instances");
+                Standing::Failed(error.to_string())
+            }
+        };
+        *self.standing() = standing;
+    }
+
+    /// Notes why the keeper has ended, when it has.
+    async fn notice_end(self, keeper: Keeper) {
+        while keeper.look(|_| ()).await.is_ok() {
+            tokio::time::sleep(LOOK).await;
+        }
+        let ended = tokio::task::spawn_blocking(move || keeper.stop()).await;
+        if let Ok(Err(error)) = ended {
+            *self.standing() = Standing::Failed(error.to_string());
+        }
+    }
+
+    /// Makes everything durable and ends.
+    pub(super) async fn stop(&self) {
+        let standing = self.standing().clone();
+        let Standing::Open(keeper) = standing else { return };
+        let stopped = tokio::task::spawn_blocking(move || keeper.stop()).await;
+        if let Ok(Err(error)) = stopped {
+            tracing::error!(%error, "the keeper of instances did not end well; the next start goes on from its log");
+        }
+    }
+
+    /// Why this node keeps no instances although it should.
+    pub(super) fn failure(&self) -> Option<String> {
+        match &*self.standing() {
+            Standing::Failed(why) => Some(why.clone()),
+            Standing::Idle | Standing::Open(_) => None,
+        }
+    }
+
+    /// The keeper, if one is needed here.
+    pub(super) fn keeper(&self) -> Result<Option<Keeper>, Failure> {
+        match &*self.standing() {
+            Standing::Idle => Ok(None),
+            Standing::Open(keeper) => Ok(Some(keeper.clone())),
+            Standing::Failed(why) => {
+                let message = format!("this node keeps no instances any more: {why}");
+                Err(Failure::new(Code::EpisodesFailed, message))
+            }
+        }
+    }
+
+    /// The keeper, once it is open, if one is needed here: after a start that takes a moment.
+    pub(super) async fn opened(&self) -> Result<Option<Keeper>, Failure> {
+        let mut aware = self.inner.aware.subscribe();
+        let opened = aware.wait_for(|_| !self.is_opening());
+        if tokio::time::timeout(OPEN_MAX, opened).await.is_err() {
+            let message = "this node is still reading what its instances did; try again";
+            return Err(Failure::new(Code::PeerUnreachable, message));
+        }
+        self.keeper()
+    }
+
+    /// Whether a keeper is needed and not there yet.
+    fn is_opening(&self) -> bool {
+        let is_idle = matches!(&*self.standing(), Standing::Idle);
+        let homes = || self.inner.rows.get_stale_at::<HomesRow>(rows::HOMES);
+        let is_home = || homes().is_some_and(|(homes, _)| homes.nodes.contains(&self.inner.me));
+        is_idle && self.inner.may_keep && is_home()
+    }
+
+    /// The node that keeps the instance of that name, unless it is this one.
+    pub(crate) fn kept_elsewhere(&self, name: &Name) -> Option<NodeId> {
+        let (homes, _) = self.inner.rows.get_stale_at::<HomesRow>(rows::HOMES)?;
+        let home = homes.nodes.get(home_of(name, homes.nodes.len())).copied();
+        home.filter(|node| *node != self.inner.me)
+    }
+
+    /// All programs, by name.
+    fn programs(&self) -> Vec<ProgramRow> {
+        self.inner.rows.all_stale::<ProgramRow>(rows::PROGRAMS).into_iter().map(|(row, _)| row).collect()
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.inner.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a node can keep instances, and knows the programs up to a revision of the catalog.
+    async fn ask_aware(&self, node: NodeId, revision: u64) -> Aware {
+        if node == self.inner.me {
+            let body = revision.to_le_bytes();
+            return self
+                .answer_aware(&body)
+                .await
+                .map_or_else(|_| Aware::Silent, |answer| Aware::of(&answer));
+        }
+        let body = Bytes::copy_from_slice(&revision.to_le_bytes());
+        match self.inner.peers.call(node, Class::Control, SERVICE_AWARE, body, ASK_MAX).await {
+            Ok(answer) => Aware::of(&answer),
+            Err(_) => Aware::Silent,
+        }
+    }
+
+    async fn answer_aware(&self, body: &[u8]) -> Result<Bytes, String> {
+        let revision = <[u8; 8]>::try_from(body).map(u64::from_le_bytes);
+        let revision = revision.map_err(|_| "8 bytes are wanted".to_owned())?;
+        if !self.inner.may_keep {
+            return Ok(Bytes::from_static(&[Aware::NEVER]));
+        }
+        let mut aware = self.inner.aware.subscribe();
+        let known = tokio::time::timeout(AWARE_MAX, aware.wait_for(|known| *known >= revision)).await;
+        match known {
+            Ok(Ok(_)) => Ok(Bytes::from_static(&[Aware::KNOWS])),
+            Ok(Err(_)) | Err(_) => Err("this node's copy of the catalog is behind".to_owned()),
+        }
+    }
+}
+
+/// What a node says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aware {
+    /// It keeps no instances and never will.
+    Never,
+    Knows,
+    Silent,
+}
+
+impl Aware {
+    const NEVER: u8 = 0;
+    const KNOWS: u8 = 1;
+
+    fn of(answer: &[u8]) -> Aware {
+        match answer {
+            [Aware::NEVER] => Aware::Never,
+            [Aware::KNOWS] => Aware::Knows,
+            _ => Aware::Silent,
+        }
+    }
+}
+
+/// What these rows say; one that can't be read is told and left out.
+fn seen(found: &CatalogRows) -> Seen {
+    fn read<T: serde::de::DeserializeOwned>(key: &str, row: &Versioned) -> Option<T> {
+        let read = decode::<T>(key, row);
+        read.inspect_err(|failure| tracing::error!(%failure, "a row of episodes can't be read"))
+            .ok()
+            .map(|(row, _)| row)
+    }
+    let homes = found.rows.iter().find(|(key, _)| key == rows::HOMES);
+    let programs = found.rows.iter().filter(|(key, _)| key.starts_with(rows::PROGRAMS));
+    Seen {
+        revision: found.revision,
+        homes: homes.and_then(|(key, row)| read(key, row)),
+        programs: programs.filter_map(|(key, row)| read(key, row)).collect(),
+    }
+}
+
+fn settings(me: NodeId) -> Settings {
+    // Their retransmissions should not meet.
+    let seed = u64::try_from(me.0 & u128::from(u64::MAX)).unwrap_or_default();
+    Settings { seed, filter: Filter(filter::matches), ..Settings::default() }
+}
+
+/// A number that no other log has.
+fn salt() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0
+}

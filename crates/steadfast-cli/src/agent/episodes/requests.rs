@@ -1,0 +1,162 @@
+//! What people and programs outside the cluster ask of instances: begin, tell, steer, look.
+//!
+//! A request is carried out by the node that keeps the instance; the API hands it on there. What is refused is refused by the
+//! core, and its words are given a code here.
+
+use std::time::Duration;
+
+use steadfast_proto::episode::{Answer, Key, Request, RequestError};
+use steadfast_proto::exchange::{Blob, Name, TEXT_BYTES_MAX};
+
+use super::{Room, shown};
+use crate::api::episode_types as types;
+use crate::codes::Code;
+use crate::failure::Failure;
+
+/// What makes a repeated request the same request: the client's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Repeat(String);
+
+impl Repeat {
+    /// The key in a header.
+    pub(crate) fn parse(text: &str) -> Result<Repeat, Failure> {
+        if text.is_empty() || text.len() > TEXT_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            let message = format!(
+                "idempotency-key: {:?} is none; 1 to {TEXT_BYTES_MAX} letters, digits and signs without blanks are possible",
+                text.chars().take(40).collect::<String>()
+            );
+            return Err(Failure::new(Code::BadRequest, message));
+        }
+        Ok(Repeat(text.to_owned()))
+    }
+
+    /// With a digest of all that is asked for.
+    pub(crate) fn key(&self, digest: u128) -> Key {
+        Key { text: self.0.as_str().into(), digest }
+    }
+}
+
+/// A digest of everything that a request asks for, in parts that can't be taken for each other.
+pub(crate) fn digest(parts: &[Option<&[u8]>]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        match part {
+            None => hasher.update(&[0]),
+            Some(bytes) => hasher.update(&[1]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes),
+        };
+    }
+    let mut first = [0; 16];
+    hasher.finalize_xof().fill(&mut first);
+    u128::from_le_bytes(first)
+}
+
+impl Room {
+    /// Asks the instance that this node keeps, and waits for the answer at most so long.
+    pub(crate) async fn ask(
+        &self,
+        request: Request,
+        wait: Option<Duration>,
+    ) -> Result<types::EpisodeAnswer, Failure> {
+        let name = request.name().clone();
+        let Some(keeper) = self.opened().await? else { return Err(self.no_program(name.program())) };
+        let asked = keeper.ask(request);
+        let answer = match wait {
+            None => asked.await,
+            Some(wait) => tokio::time::timeout(wait, asked).await.map_err(|_| late(&name, wait))?,
+        };
+        let answer = answer.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
+        answer.map(spoken).map_err(|error| self.refused(&error))
+    }
+
+    /// All of an instance that this node keeps.
+    pub(crate) async fn instance(&self, name: Name, node: String) -> Result<types::Instance, Failure> {
+        let missing = RequestError::NoInstance(name.clone());
+        let Some(keeper) = self.opened().await? else { return Err(self.refused(&missing)) };
+        let looked = keeper.look(move |episodes| shown::instance(episodes, &name, &node)).await;
+        let found = looked.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
+        found.ok_or_else(|| self.refused(&missing))
+    }
+
+    /// The last episodes of an instance that this node keeps.
+    pub(crate) async fn history(&self, name: Name) -> Result<Vec<types::PastEpisode>, Failure> {
+        let missing = RequestError::NoInstance(name.clone());
+        let Some(keeper) = self.opened().await? else { return Err(self.refused(&missing)) };
+        let looked = keeper.look(move |episodes| episodes.instance(&name).map(shown::history)).await;
+        let found = looked.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
+        found.ok_or_else(|| self.refused(&missing))
+    }
+
+    fn refused(&self, error: &RequestError) -> Failure {
+        let code = match error {
+            RequestError::NoProgram(name) => return self.no_program(name),
+            RequestError::NoInstance(name)
+                if !self.programs().iter().any(|row| row.name == name.program()) =>
+            {
+                return self.no_program(name.program());
+            }
+            RequestError::NoInstance(_) => Code::InstanceNotFound,
+            RequestError::NoVersion(..) => Code::ProgramNotFound,
+            RequestError::Exists(_) | RequestError::Ended(_) => Code::InstanceState,
+            RequestError::Full(..) | RequestError::Keys(..) => Code::InstanceFull,
+            RequestError::KeyReused(..) => Code::KeyReused,
+            RequestError::TooLarge(..) => Code::BadRequest,
+            RequestError::Elsewhere(_) => Code::PeerUnreachable,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+fn late(name: &Name, wait: Duration) -> Failure {
+    let message = format!(
+        "{name} took the request and gave no answer within {}; with an Idempotency-Key the same request waits on",
+        humantime::format_duration(wait)
+    );
+    Failure::new(Code::TimedOut, message)
+}
+
+fn spoken(answer: Answer) -> types::EpisodeAnswer {
+    let (outcome, answer, why) = match answer {
+        Answer::Taken => ("taken", None, None),
+        Answer::Answered(answer) => ("answered", Some(shown::any(&answer)), None),
+        Answer::Ended(why) => ("ended", None, Some(why.as_str().to_owned())),
+    };
+    types::EpisodeAnswer { outcome: outcome.to_owned(), answer, why }
+}
+
+/// Nothing is the payload of a request without one.
+pub(crate) fn payload(given: Option<&serde_json::value::RawValue>) -> Result<Blob, Failure> {
+    let Some(given) = given else { return Ok(Blob::empty()) };
+    let bytes = crate::episodes::programs::json::bytes_of("the payload", given);
+    bytes.map(|bytes| Blob::from(&*bytes)).map_err(|error| Failure::new(Code::BadRequest, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_requests_have_other_digests() {
+        let parts = |parts: &[Option<&str>]| {
+            digest(&parts.iter().map(|part| part.map(str::as_bytes)).collect::<Vec<_>>())
+        };
+        assert_eq!(parts(&[Some("a"), None]), parts(&[Some("a"), None]));
+        let all = [
+            parts(&[Some("a"), None]),
+            parts(&[Some("a"), Some("")]),
+            parts(&[None, Some("a")]),
+            parts(&[Some("a"), Some("b")]),
+            parts(&[Some("ab"), Some("")]),
+        ];
+        let distinct: std::collections::BTreeSet<u128> = all.into_iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+
+    #[test]
+    fn a_key_without_letters_or_with_blanks_is_refused() {
+        Repeat::parse("4b1c-7").unwrap();
+        for text in ["", "a b", "\u{e9}", &"x".repeat(TEXT_BYTES_MAX + 1)] {
+            assert_eq!(Repeat::parse(text).unwrap_err().code, Code::BadRequest, "{text}");
+        }
+    }
+}
