@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use steadfast::episodes::{Carrier, Deployment, Keeper, Parts, Runner};
+use steadfast::episodes::{Carrier, Deployment, Embedded, Keeper, Known, Parts, Runner};
 use steadfast_proto::episode::{
     Effect, Failure, Input, Instance, Mode, Next, Outcome, Outgoing, Program, Request, Settings, Task, Wait, home_of,
 };
@@ -101,8 +101,8 @@ impl Pair {
             stream.set_nodelay(true)?;
             let reader = stream.try_clone()?;
             let carrier = Box::new(Wire { stream, buffer: Vec::new() });
-            let parts = Parts { me, settings: Settings::default(), carrier, life: Incarnation(1), salt: 7 };
-            let keeper = Keeper::start(folder.path(), parts)?;
+            let parts = Parts { me, settings: Settings::default(), carrier, life: Incarnation(1) };
+            let keeper = Keeper::start(Embedded::open(folder.path(), 7)?, parts, Known::default())?;
             let (receiver, from) = (keeper.clone(), NodeId(3 - me.0));
             std::thread::spawn(move || read_frames(reader, from, &receiver));
             keepers.push(keeper);

@@ -2,12 +2,11 @@
 //!
 //! Whatever came while the last commit ran is the next group: it is stepped together, recorded together, and made durable by
 //! one sync. Programs of this process run on the thread itself; all others elsewhere. It decides nothing about episodes: that is
-//! [`steadfast_proto::episode`]'s. A log that fails ends it, since nothing may be promised any more.
+//! [`steadfast_proto::episode`]'s. A store that fails ends it, since nothing may be promised any more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +14,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use steadfast_proto::episode::{
-    Answer, Batch, Destination, Effect, Episodes, Failure, Input, Instance, Outcome, Program, Record,
-    Request, RequestError, Task,
+    Answer, Batch, Destination, Effect, Episodes, Failure, Input, Outcome, Program, Request, RequestError,
+    Task,
 };
 use steadfast_proto::exchange::{Frame, Message, Name, Sessions, Stale, Text};
 use steadfast_proto::ids::{Incarnation, NodeId};
@@ -24,7 +23,7 @@ use steadfast_proto::machine::Machine;
 use steadfast_proto::time::Time;
 use tokio::sync::oneshot;
 
-use super::{Folder, Index, IndexError, Log, LogError, OpenError, Settings as LogSettings};
+use super::{Store, StoreError};
 use crate::events::now_unix_us;
 use crate::net::datagram;
 
@@ -36,10 +35,8 @@ const FRAMES_MAX: usize = 1_024;
 const ROUNDS_MAX: usize = 64;
 /// After how long what was recorded and nobody waits for is made durable.
 const LAZY: Duration = Duration::from_millis(20);
-/// After how long without anything at all the end of the log is sealed, so that damage to it can be told.
+/// After how long without anything at all the store is told so.
 const IDLE: Duration = Duration::from_secs(1);
-/// How many bytes of the log are replayed at a start at most, about.
-const REPLAY_BYTES: u64 = 64 << 20;
 /// How many bytes of messages one frame carries, about.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -112,21 +109,12 @@ impl Drop for Done {
 /// Why there is no keeper, or none any more. Nothing durable was lost.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
-    /// The folder can't be used.
-    #[error("the folder of episodes can not be opened: {0}")]
-    Folder(#[from] std::io::Error),
-    /// The log can't be opened.
+    /// The store of instances can't be used.
     #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The log failed.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The index can't be used.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// A record, or an instance, can't be read: another program wrote it.
-    #[error("the store of episodes holds something that this version can not read: {0}")]
-    Decode(#[from] steadfast_proto::episode::DecodeError),
+    Store(#[from] StoreError),
+    /// The operating system gives it no thread.
+    #[error("the keeper of episodes gets no thread: {0}")]
+    Thread(#[from] std::io::Error),
     /// The keeper has ended.
     #[error("the keeper of episodes has ended; the agent's log says why")]
     Ended,
@@ -142,8 +130,6 @@ pub struct Parts {
     pub carrier: Box<dyn Carrier>,
     /// Which life of this node: a frame of an earlier one is not heeded.
     pub life: Incarnation,
-    /// A random number, for a log that does not exist yet.
-    pub salt: u64,
 }
 
 impl fmt::Debug for Parts {
@@ -189,23 +175,15 @@ impl fmt::Debug for Keeper {
 }
 
 impl Keeper {
-    /// Goes on where the last one ended that used this folder.
+    /// Goes on where the last one ended that used this store.
     ///
     /// # Errors
-    /// What is in the folder can't be used, or is used by another program.
-    pub fn start(folder: &Path, parts: Parts) -> Result<Keeper, KeeperError> {
-        Keeper::start_knowing(folder, parts, Known::default())
-    }
-
-    /// The same, where other nodes keep instances too.
-    ///
-    /// # Errors
-    /// As [`Keeper::start`].
-    pub fn start_knowing(folder: &Path, parts: Parts, known: Known) -> Result<Keeper, KeeperError> {
+    /// What the store holds can't be used.
+    pub fn start(store: impl Store + 'static, parts: Parts, known: Known) -> Result<Keeper, KeeperError> {
         let (commands, inbox) = mpsc::channel();
         let keeper =
             Keeper { commands, commits: Arc::default(), frames: Arc::default(), thread: Arc::default() };
-        let state = State::open(folder, parts, known, keeper.clone())?;
+        let state = State::open(Box::new(store), parts, known, keeper.clone())?;
         let thread = std::thread::Builder::new().name("episodes".into()).spawn(move || {
             let ended = state.serve(&inbox);
             if let Err(error) = &ended {
@@ -262,7 +240,7 @@ impl Keeper {
         receiver.await.map_err(|_| KeeperError::Ended)
     }
 
-    /// How often the log was made durable since the start.
+    /// How often the store was committed since the start.
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
@@ -289,15 +267,10 @@ struct State {
     sessions: Sessions,
     carrier: Box<dyn Carrier>,
     runners: BTreeMap<Text, Deployment>,
-    log: Log,
-    index: Index,
-    /// What the index does not know yet.
-    changed: BTreeSet<Name>,
-    indexed_bytes: u64,
-    logged_bytes: u64,
+    store: Box<dyn Store>,
     /// Since when something is recorded that is not durable.
     dirty_since: Option<Time>,
-    is_sealed: bool,
+    is_at_rest: bool,
     clock: Clock,
     next_token: u64,
     asked: BTreeMap<u64, (Name, oneshot::Sender<Result<Answer, RequestError>>)>,
@@ -305,12 +278,12 @@ struct State {
 }
 
 impl State {
-    fn open(folder: &Path, parts: Parts, known: Known, keeper: Keeper) -> Result<State, KeeperError> {
-        std::fs::create_dir_all(folder.join("log"))?;
-        let (log, records) =
-            Log::open(Box::new(Folder::open(&folder.join("log"))?), LogSettings::new(parts.salt))?;
-        let index = Index::open(&folder.join("index"))?;
-        index.check(log.oldest(), log.committed())?;
+    fn open(
+        mut store: Box<dyn Store>,
+        parts: Parts,
+        known: Known,
+        keeper: Keeper,
+    ) -> Result<State, KeeperError> {
         let clock = Clock::start();
         let now = clock.now();
         let mut episodes = Episodes::new(parts.settings, parts.me, now_unix_us());
@@ -318,37 +291,21 @@ impl State {
         let mut batch = Batch::default();
         episodes.step(now, Input::Homes(known.homes), &mut batch);
         episodes.step(now, Input::Deployed(programs_of(&known.programs)), &mut batch);
-        for row in index.load() {
-            let (_, bytes) = row?;
-            episodes.restore(Instance::decode(&bytes)?);
-        }
-        let mut changed = BTreeSet::new();
-        for (lsn, bytes) in records {
-            if lsn > index.upto() {
-                let record = Record::decode(&bytes)?;
-                changed.insert(record.name().clone());
-                episodes.replay(&record);
-            }
-        }
+        store.load(&mut episodes)?;
         let mut state = State {
             keeper,
             episodes,
             sessions: Sessions::new(parts.life.0),
             carrier: parts.carrier,
             runners: known.programs,
-            log,
-            index,
-            changed,
-            indexed_bytes: 0,
-            logged_bytes: 0,
+            store,
             dirty_since: None,
-            is_sealed: false,
+            is_at_rest: false,
             clock,
             next_token: 1,
             asked: BTreeMap::new(),
             batch,
         };
-        state.save()?;
         state.step(Input::Recovered);
         Ok(state)
     }
@@ -376,9 +333,9 @@ impl State {
             let now = self.clock.now();
             if self.dirty_since.is_some_and(|since| now.since(since) >= LAZY) {
                 self.commit()?;
-            } else if is_idle && self.dirty_since.is_none() && !self.is_sealed {
-                self.log.seal()?;
-                self.is_sealed = true;
+            } else if is_idle && self.dirty_since.is_none() && !self.is_at_rest {
+                self.store.rest()?;
+                self.is_at_rest = true;
             }
         }
     }
@@ -391,7 +348,7 @@ impl State {
         let now = self.clock.now();
         let lazy = match self.dirty_since {
             Some(since) => LAZY.saturating_sub(now.since(since)),
-            None if self.is_sealed => Duration::from_secs(3_600),
+            None if self.is_at_rest => Duration::from_secs(3_600),
             None => IDLE,
         };
         self.episodes.deadline().map_or(lazy, |deadline| lazy.min(deadline.since(now)))
@@ -445,12 +402,9 @@ impl State {
         self.send_all(send);
         let now = self.clock.now();
         for record in persist {
-            let before = self.log.buffered_bytes();
-            self.log.append(|out| record.encode(out))?;
-            self.logged_bytes += (self.log.buffered_bytes() - before) as u64;
+            self.store.append(&record)?;
             self.dirty_since = self.dirty_since.or(Some(now));
-            self.is_sealed = false;
-            self.changed.insert(record.name().clone());
+            self.is_at_rest = false;
         }
         if force {
             self.commit()?;
@@ -464,9 +418,6 @@ impl State {
             }
         }
         self.forget_unasked();
-        if self.logged_bytes - self.indexed_bytes > REPLAY_BYTES {
-            self.save()?;
-        }
         Ok(())
     }
 
@@ -547,30 +498,14 @@ impl State {
     }
 
     fn commit(&mut self) -> Result<(), KeeperError> {
-        self.log.commit()?;
+        self.store.commit(&self.episodes)?;
         self.keeper.commits.fetch_add(1, Ordering::Relaxed);
         self.dirty_since = None;
         Ok(())
     }
 
-    /// Brings the index up to the log, and frees what the log need not have any more.
-    fn save(&mut self) -> Result<(), KeeperError> {
-        self.commit()?;
-        let changes = std::mem::take(&mut self.changed).into_iter().map(|name| {
-            let value = self.episodes.instance(&name).map(Instance::encode);
-            (name.as_str().as_bytes().to_vec(), value)
-        });
-        self.index.save(changes.collect(), self.log.committed())?;
-        let settled = self.index.settle()?;
-        self.log.trim(settled)?;
-        self.log.prepare()?;
-        self.indexed_bytes = self.logged_bytes;
-        Ok(())
-    }
-
     fn end(mut self) -> Result<(), KeeperError> {
-        self.save()?;
-        self.log.seal()?;
+        self.store.end(&self.episodes)?;
         Ok(())
     }
 }

@@ -1,13 +1,14 @@
-//! What a node keeps of its episodes on its own disk, a log of what happened and an index of what is, and the loop around them.
+//! The loop around the machine of episodes, and the stores in which instances outlast it.
 //!
-//! The log and the index store bytes and know nothing of what they mean; [`keeper`] does. The order is always the same: records go to the [`Log`] and are
-//! committed, many at a time; what follows from them goes to the [`Index`], which is settled now and then; what the index
-//! holds durably is trimmed from the log. After a crash the index is loaded, and the log's records behind
-//! [`Index::upto`] are carried out again.
-//! Read next: [`disk`] (what a folder can do), `segment` (the form of the log), [`log`], [`index`], [`keeper`];
-//! [`typed`] for programs in Rust.
+//! [`keeper`] gives a [`Store`] each record of its machine and lets out what rests on them when they are committed. [`Embedded`] is the store on
+//! a node's own disk. Its log and index store bytes and know nothing of what they mean. The order is always the same: records
+//! go to the [`Log`] and are committed, many at a time; what follows from them goes to the [`Index`], which is settled now and
+//! then; what the index holds durably is trimmed from the log.
+//! Read next: [`keeper`], [`store`], [`embedded`], [`disk`] (what a folder can do), `segment` (the form of the log), [`log`],
+//! [`index`]; [`typed`] for programs in Rust.
 
 pub mod disk;
+pub mod embedded;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod index;
@@ -17,6 +18,7 @@ mod recovery;
 mod segment;
 #[doc(hidden)]
 pub mod simulated;
+pub mod store;
 #[cfg(feature = "programs")]
 pub mod typed;
 mod workshop;
@@ -25,9 +27,11 @@ mod workshop;
 mod tests;
 
 pub use self::disk::{Disk, Folder};
+pub use self::embedded::Embedded;
 pub use self::index::{Index, IndexError};
 pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Known, Parts, RunHere, Runner};
 pub use self::log::{Log, LogError, OpenError, Records, Settings};
+pub use self::store::{Store, StoreError};
 #[cfg(feature = "programs")]
 pub use self::typed::{Context, Durable, Then, runner};
 

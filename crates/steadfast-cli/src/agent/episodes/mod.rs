@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast::catalog::{Rows as CatalogRows, Versioned};
-use steadfast::episodes::{Keeper, KeeperError, Known, Parts};
+use steadfast::episodes::{Embedded, Keeper, KeeperError, Known, Parts};
 use steadfast::net::rpc::{Class, Peers, Services};
 use steadfast_proto::episode::{Filter, Input, Settings, home_of};
 use steadfast_proto::exchange::Name;
@@ -181,9 +181,8 @@ impl Room {
                 settings: settings(inner.me),
                 carrier: Box::new(Wire::new(inner.peers.clone(), inner.runtime.clone(), place)),
                 life: inner.life,
-                salt: salt(),
             };
-            Keeper::start_knowing(&inner.folder, parts, known)
+            Keeper::start(Embedded::open(&inner.folder, salt())?, parts, known)
         });
         let opened = opened.await.unwrap_or(Err(KeeperError::Ended));
         let standing = match opened {

@@ -12,7 +12,9 @@ use steadfast_proto::episode::{
 use steadfast_proto::exchange::{Blob, Frame, Message, Name};
 use steadfast_proto::ids::{Incarnation, NodeId};
 
-use crate::episodes::{Carrier, Context, Deployment, Durable, Keeper, Parts, Runner, Then, runner};
+use crate::episodes::{
+    Carrier, Context, Deployment, Durable, Embedded, Keeper, Known, Parts, Runner, Then, runner,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -82,8 +84,9 @@ fn begin_life(folder: &Path, me: u128, life: u64, lossy: &Lossy) -> Keeper {
     let carrier = Box::new(Lossy { me, ..lossy.clone() });
     let me = NodeId(me);
     let settings = Settings { retry: Duration::from_millis(1), attempts_max: 3, ..Settings::default() };
-    let parts = Parts { me, settings, carrier, life: Incarnation(life), salt: 1 };
-    let keeper = Keeper::start(folder, parts).expect("the folder can be used");
+    let parts = Parts { me, settings, carrier, life: Incarnation(life) };
+    let store = Embedded::open(folder, 1).expect("the folder can be used");
+    let keeper = Keeper::start(store, parts, Known::default()).expect("what it holds can be used");
     let deployment = Deployment { program: Program::default(), runners: BTreeMap::from([(1, runner(Bank))]) };
     keeper.deploy(BTreeMap::from([("bank".into(), deployment)]));
     lossy.keepers.lock().expect("nobody panics with it").insert(me, keeper.clone());
@@ -226,8 +229,6 @@ async fn a_runner_that_goes_away_fails_its_episode() {
 async fn two_keepers_never_use_one_folder() {
     let folder = tempfile::tempdir().expect("a folder");
     let keeper = start(folder.path(), 1, &Lossy::default());
-    let (me, settings, carrier) = (NodeId(1), Settings::default(), Box::new(Lossy::default()));
-    let parts = Parts { me, settings, carrier, life: Incarnation(2), salt: 1 };
-    assert!(Keeper::start(folder.path(), parts).is_err());
+    assert!(Embedded::open(folder.path(), 1).is_err());
     keeper.stop().expect("it ends well");
 }

@@ -1,0 +1,65 @@
+//! Where the instances of a keeper outlast it.
+//!
+//! A keeper gives a store every record of its machine, in order, and lets nothing out that rests on a record before the store
+//! has committed it. A store that keeps what happened writes the records; one that keeps what is asks the machine for the
+//! instances that the records changed: at a commit both are the same. It decides nothing about episodes. Read next:
+//! [`super::embedded`], the one on a node's own disk.
+
+use std::fmt;
+
+use steadfast_proto::episode::{DecodeError, Episodes, Record};
+
+use super::{IndexError, LogError, OpenError};
+
+/// Why a store can't be opened, or must not be used any more. Nothing that it has committed is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder can't be used.
+    #[error("the folder of episodes can not be opened: {0}")]
+    Folder(#[from] std::io::Error),
+    /// The log can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The index can't be used.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A record, or an instance, can't be read: another program wrote it.
+    #[error("the store of episodes holds something that this version can not read: {0}")]
+    Decode(#[from] DecodeError),
+}
+
+/// Where the instances of one keeper outlast it. A call that fails is the last one.
+pub trait Store: Send + fmt::Debug {
+    /// Gives the machine all that is durable; called once, before everything else.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn load(&mut self, episodes: &mut Episodes) -> Result<(), StoreError>;
+
+    /// Takes a record, which is durable with the next commit or lost with all that follow it.
+    ///
+    /// # Errors
+    /// It can't be written.
+    fn append(&mut self, record: &Record) -> Result<(), StoreError>;
+
+    /// Makes everything durable that was appended, at once. The machine has carried out exactly those records.
+    ///
+    /// # Errors
+    /// It is not known to be durable; nothing may rest on it.
+    fn commit(&mut self, episodes: &Episodes) -> Result<(), StoreError>;
+
+    /// Nothing has happened for a while, and everything is committed.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn rest(&mut self) -> Result<(), StoreError>;
+
+    /// Nothing follows.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn end(&mut self, episodes: &Episodes) -> Result<(), StoreError>;
+}
