@@ -445,6 +445,26 @@ mod tests {
     }
 
     #[test]
+    fn one_that_ends_before_a_view_knows_that_it_was_started_again_is_found_dead_all_the_same() {
+        let mut detector = detector();
+        detector.heard(at(20), NodeId(3), Incarnation(1), NetworkId(0), at(20), &heartbeat());
+        let again = Heartbeat { boot: Some(10), ..heartbeat() };
+        detector.heard(at(30), PEER, Incarnation(2), NetworkId(0), at(30), &again);
+        detector.testified(at(40), PEER, Incarnation(2), Evidence::Gone, at(40));
+        let mut out = Output::default();
+        detector.look(at(41), &mut out);
+        assert!(detector.is_suspected(PEER));
+        let claim = Claim::Down { why: Why::Crashed, last_sequence: 1, silent_ms: 10 };
+        let (observer, subject) = (NodeId(3), PEER);
+        let accuses = Rumour { observer, subject, incarnation: Incarnation(2), version: 1 << 32, claim };
+        let beat = Heartbeat { sequence: 2, rumours: vec![accuses], ..heartbeat() };
+        detector.heard(at(50), NodeId(3), Incarnation(1), NetworkId(0), at(50), &beat);
+        detector.conclude(at(51), &mut out);
+        assert!(detector.is_down(PEER), "{out:?}");
+        assert!(detector.suspects_of(NodeId(3)).contains(&PEER));
+    }
+
+    #[test]
     fn who_was_away_forgets_what_others_said_and_asks_before_it_concludes_anything() {
         let mut detector = detector();
         for peer in [2, 3] {

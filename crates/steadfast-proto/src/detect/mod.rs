@@ -561,7 +561,7 @@ impl Detector {
         let members = self.members.incarnations().iter();
         let says = |subject: NodeId, incarnation: Incarnation| {
             self.claims.of(observer, subject, Slot::Health).is_some_and(|held| {
-                held.rumour.incarnation == incarnation && matches!(held.rumour.claim, Claim::Down { .. })
+                held.rumour.incarnation >= incarnation && matches!(held.rumour.claim, Claim::Down { .. })
             })
         };
         members.filter(|(id, incarnation)| says(**id, **incarnation)).map(|(id, _)| *id).collect()

@@ -34,6 +34,12 @@ impl Members {
         Members { incarnations, graph }
     }
 
+    /// Whether what is said of a member's incarnation concerns it today. Of one that was started again and is not admitted in
+    /// its new incarnation yet, that counts too: it may end before it ever is.
+    pub(super) fn is_todays(&self, member: NodeId, incarnation: Incarnation) -> bool {
+        self.incarnations.get(&member).is_some_and(|admitted| incarnation >= *admitted)
+    }
+
     /// Each member and its incarnation.
     #[must_use]
     pub fn incarnations(&self) -> &BTreeMap<NodeId, Incarnation> {
@@ -310,7 +316,7 @@ fn accusations<'a>(case: &Case<'a>) -> Accused<'a> {
     let mut accused = Accused::new();
     for held in case.claims.all() {
         let rumour = &held.rumour;
-        let is_current = case.members.incarnations.get(&rumour.subject) == Some(&rumour.incarnation);
+        let is_current = case.members.is_todays(rumour.subject, rumour.incarnation);
         let watches = case.members.neighbours(rumour.subject).contains(&rumour.observer);
         if matches!(rumour.claim, Claim::Down { .. }) && is_current && watches {
             accused.entry(rumour.subject).or_default().insert(rumour.observer, held);
@@ -375,7 +381,7 @@ fn is_refuted(case: &Case<'_>, accused: &Accused<'_>, subject: NodeId) -> bool {
     });
     let last = last.max().unwrap_or_default();
     let is_current = |held: &&Held| {
-        case.members.incarnations.get(&subject) == Some(&held.rumour.incarnation)
+        case.members.is_todays(subject, held.rumour.incarnation)
             && matches!(held.rumour.claim, Claim::Alive { last_sequence } if last_sequence > last)
     };
     case.claims.about(subject, Slot::Vouch).filter(is_current).any(|held| {
@@ -426,7 +432,7 @@ fn edges<'a>(case: &'a Case<'_>, down: &'a BTreeSet<NodeId>) -> impl Iterator<It
     case.claims.all().filter_map(move |held| {
         let rumour = &held.rumour;
         let Claim::Link { network, state, .. } = rumour.claim else { return None };
-        let is_current = case.members.incarnations.get(&rumour.subject) == Some(&rumour.incarnation);
+        let is_current = case.members.is_todays(rumour.subject, rumour.incarnation);
         if !is_current || !lives(&rumour.observer) || !lives(&rumour.subject) {
             return None;
         }
