@@ -4,11 +4,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};
-use steadfast_cli::api::{convert, server::read_body, types};
+use steadfast_cli::api::{convert, exchange_types, server::read_body, types};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, body)) = bytes.split_first() else { return };
-    match kind % 14 {
+    match kind % 15 {
         0 => spec(body),
         1 => read_again::<types::RunRequest>(body),
         2 => read_again::<types::StopRequest>(body),
@@ -22,6 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         10 => read_again::<Vec<types::Checkpoint>>(body),
         11 => read_again::<types::Invitation>(body),
         12 => read_again::<types::LogLine>(body),
+        13 => read_again::<exchange_types::ExchangeSaid>(body),
         _ => read_again::<types::Done>(body),
     }
 });

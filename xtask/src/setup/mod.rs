@@ -55,8 +55,10 @@ const MEASURING: [(&str, &str, &str); 3] = [
 ];
 
 /// What the tests need beside that.
-const TESTING: [(&str, &str, &str); 1] =
-    [("faketime", "faketime", "gives an agent of the tests a wrong clock")];
+const TESTING: [(&str, &str, &str); 2] = [
+    ("faketime", "faketime", "gives an agent of the tests a wrong clock"),
+    ("pg_createcluster", "postgresql", "is the database that effects of episodes are carried out on"),
+];
 
 /// What fuzzing needs beside the nightly compiler.
 const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing engine")];
@@ -223,9 +225,11 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
         // nothing to switch off, and that is no failure.
         Run::new("update-rc.d").words("redis-server disable").succeeds();
     }
-    if missing.iter().any(|&(package, _)| package == "nats-server") {
-        // The same, by the unit that this package brings instead of a script.
-        Run::new("systemctl").words("disable nats-server").succeeds();
+    for brought in ["nats-server", "postgresql"] {
+        if missing.iter().any(|&(package, _)| package == brought) {
+            // The same, by the unit that this package brings instead of a script.
+            Run::new("systemctl").words("disable").args([brought]).succeeds();
+        }
     }
     Ok(())
 }

@@ -348,7 +348,8 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let names = networks.iter().map(|(name, _)| name.clone()).collect();
     let journal = events::journal(&hub);
     tokio::spawn(events::follow(hub.clone(), node.clone(), id, rows.clone(), names, board.boot_unix_ms()));
-    let episodes = episodes::Room::new(config, (id, incarnation), &opened.peers, &opened.services, &rows);
+    let episodes =
+        episodes::Room::new(config, (id, incarnation), &opened.peers, &opened.services, &rows, &hub);
     let inviter = inviter(config, &rows, &keys, networks.clone(), node.clone());
     let agent = Arc::new(Agent {
         id,

@@ -252,6 +252,28 @@ pub struct OutboxShown {
     /// When it is sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again_unix_ms: Option<u64>,
+    /// To an adapter: what became of each so far; the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub effects: Vec<EffectShown>,
+}
+
+/// An effect on a foreign system that is not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EffectShown {
+    /// The id of its message, which the foreign system is told.
+    pub id: String,
+    /// The foreign system.
+    pub target: String,
+    /// `running`; `queued`, behind others to the same system; or `waiting`, to be tried again.
+    pub doing: String,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+    /// Why, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// When it is tried again at the earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again_unix_ms: Option<u64>,
 }
 
 /// Who has sent to an instance.

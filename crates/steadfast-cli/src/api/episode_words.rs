@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::episode_types::{Instance, OutboxShown, StoppedWhy, WaitedFor};
+use super::episode_types::{EffectShown, Instance, OutboxShown, StoppedWhy, WaitedFor};
 use crate::units::human_duration;
 
 /// Everything that keeps an instance from going on, the weightiest first.
@@ -99,6 +99,7 @@ fn sending(outbox: &OutboxShown, now: u64) -> Vec<String> {
             outbox.to
         ));
     }
+    said.extend(outbox.effects.iter().map(|effect| effect_words(&outbox.to, effect, now)));
     if outbox.given_up > 0 {
         said.push(format!(
             "has given up {} to {}, which does not know it yet",
@@ -107,6 +108,23 @@ fn sending(outbox: &OutboxShown, now: u64) -> Vec<String> {
         ));
     }
     said
+}
+
+/// What an effect waits for, and why it failed.
+fn effect_words(to: &str, effect: &EffectShown, now: u64) -> String {
+    let EffectShown { id, target, attempts, why, .. } = effect;
+    let tried = match (attempts, why) {
+        (0, _) | (_, None) => String::new(),
+        (1, Some(why)) => format!(", which failed once: {why}"),
+        (times, Some(why)) => format!(", which failed {times} times: {why}"),
+    };
+    let doing = match (effect.doing.as_str(), effect.again_unix_ms) {
+        ("running", _) => "is being carried out".to_owned(),
+        ("queued", _) => "waits behind others to the same system".to_owned(),
+        (_, Some(again)) if again > now => format!("is tried again in {}", ago(now, again)),
+        _ => "is tried again soon".to_owned(),
+    };
+    format!("has the effect {id} by {to} at {target}{tried}; it {doing}")
 }
 
 fn kinds(kinds: &[String]) -> String {
@@ -228,6 +246,7 @@ mod tests {
             since_unix_ms: 6_900,
             attempts: 2,
             again_unix_ms: None,
+            effects: Vec::new(),
         }
     }
 
@@ -247,6 +266,23 @@ mod tests {
         let expected =
             "begins no episode: 1 message to payment/7 is acknowledged and not confirm-acked (mode strict)";
         assert!(sentences(&confirming).contains(&expected.to_owned()), "{:?}", sentences(&confirming));
+    }
+
+    #[test]
+    fn what_an_effect_waits_for_and_why_it_failed_is_said() {
+        let effect = EffectShown {
+            id: "4b1c".to_owned(),
+            target: "pay.example:443".to_owned(),
+            doing: "waiting".to_owned(),
+            attempts: 3,
+            why: Some("pay.example:443 answered 503".to_owned()),
+            again_unix_ms: Some(14_000),
+        };
+        let mut sending = instance("sending");
+        let to = "effect/http".to_owned();
+        sending.outboxes = vec![OutboxShown { to, effects: vec![effect], ..outbox(1, 0) }];
+        let expected = "has the effect 4b1c by effect/http at pay.example:443, which failed 3 times: pay.example:443 answered 503; it is tried again in 4.0s";
+        assert!(sentences(&sending).contains(&expected.to_owned()), "{:?}", sentences(&sending));
     }
 
     #[test]

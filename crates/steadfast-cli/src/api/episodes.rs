@@ -153,7 +153,7 @@ fn wait(request: &Request) -> Result<Option<Duration>, Failure> {
     Ok(query.wait.map(|wait| Duration::from_secs(wait.into())))
 }
 
-fn text(field: &str, given: &str) -> Result<Text, Failure> {
+pub(super) fn text(field: &str, given: &str) -> Result<Text, Failure> {
     // What is cut would be another.
     if given.len() > TEXT_BYTES_MAX {
         return Err(bad(format!("{field}: it has {} bytes; {TEXT_BYTES_MAX} are possible", given.len())));

@@ -14,6 +14,8 @@ mod episodes;
 pub mod event_client;
 pub mod event_types;
 pub mod events;
+mod exchange;
+pub mod exchange_types;
 pub mod frames;
 pub mod group_types;
 pub mod groups;

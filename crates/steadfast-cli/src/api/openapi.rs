@@ -13,8 +13,8 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{
-    device_types, episode_types, event_types, group_types, link_types, page_types, token_types, types,
-    view_types,
+    device_types, episode_types, event_types, exchange_types, group_types, link_types, page_types,
+    token_types, types, view_types,
 };
 
 /// One operation of the API.
@@ -324,6 +324,20 @@ pub const OPERATIONS: &[Operation] = &[
         "MigrateRequest",
         Answer::One("EpisodeAnswer"),
     ),
+    Operation {
+        query: &[small("wait")],
+        ..get(
+            "/v1/exchange/{name}",
+            "What instances of all nodes say to an outside party; waits for it as many seconds as `wait` says",
+            Answer::One("ExchangeHeard"),
+        )
+    },
+    post(
+        "/v1/exchange/{name}",
+        "Say something in the name of an outside party; answers what is said to it at once",
+        "ExchangeSaid",
+        Answer::One("ExchangeHeard"),
+    ),
     get("/v1/tokens", "Every token that lasts, without its secret", Answer::Many("Token")),
     post(
         "/v1/tokens",
@@ -568,6 +582,8 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<episode_types::WaitedFor>(add::<episode_types::StoppedWhy>(components));
     let components = add::<episode_types::EventShown>(add::<episode_types::OutboxShown>(components));
     let components = add::<episode_types::PeerShown>(add::<episode_types::PastEpisode>(components));
+    let components = add::<episode_types::EffectShown>(add::<exchange_types::ExchangeWord>(components));
+    let components = add::<exchange_types::ExchangeSaid>(add::<exchange_types::ExchangeHeard>(components));
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
     add::<types::Done>(components).security_scheme("token", SecurityScheme::Http(token)).build()
 }

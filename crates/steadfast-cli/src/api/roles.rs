@@ -100,6 +100,7 @@ impl Role {
             | ["v1", "nodes", _, "drain"]
             | ["v1", "events"]
             | ["v1", "episodes", _, _, _]
+            | ["v1", "exchange", _]
                 if is_post =>
             {
                 Role::Operate
@@ -143,6 +144,7 @@ mod tests {
                     Role::Operate
                 }
                 ("post", path) if path.starts_with("/v1/episodes/{program}/{key}/") => Role::Operate,
+                ("post", "/v1/exchange/{name}") => Role::Operate,
                 _ => Role::Admin,
             };
             assert_eq!(Role::needed(&method, &path), expected, "{} {}", operation.method, operation.path);

@@ -24,7 +24,8 @@ use super::types::{
     StopRequest,
 };
 use super::{
-    audit, devices, episodes, events as event_paths, groups, links, metrics, page, proxy, tokens, views,
+    audit, devices, episodes, events as event_paths, exchange, groups, links, metrics, page, proxy, tokens,
+    views,
 };
 use crate::agent::Agent;
 use crate::codes::Code;
@@ -62,6 +63,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/episodes/{program}/{key}/pause", post(episodes::pause))
         .route("/v1/episodes/{program}/{key}/retry", post(episodes::retry))
         .route("/v1/episodes/{program}/{key}/migrate", post(episodes::migrate))
+        .route("/v1/exchange/{name}", get(exchange::hear).post(exchange::say))
         .route("/v1/catalog/backup", get(catalog_backup))
         .route("/v1/devices", get(devices::devices))
         .route("/v1/devices/name", post(devices::name))
@@ -330,6 +332,7 @@ async fn unknown_path(request: Request) -> Failure {
         "/v1/devices",
         "/v1/episodes",
         "/v1/programs",
+        "/v1/exchange",
         "/v1/groups",
         "/v1/invites",
         "/v1/containers",
@@ -419,6 +422,7 @@ pub fn read_queries(target: &str) {
     let _ = read_query::<RemoveQuery>(&uri);
     let _ = read_query::<LogsQuery>(&uri);
     episodes::read_queries(&uri);
+    exchange::read_queries(&uri);
     links::read_queries(target);
     views::read_queries(target);
 }

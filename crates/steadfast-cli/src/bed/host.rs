@@ -3,6 +3,7 @@
 //! A host's disk (its folder below the bed's base) survives a power loss; its memory file systems, processes and kernel state do
 //! not. Nothing here knows what an agent means by its answers; read `cluster.rs` for that.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -18,6 +19,10 @@ use super::{BedError, SERVICE, Shared, Spaces, UPLINK, cgroups, cluster, etcd, l
 
 /// What members ask of candidates unless a plan says otherwise: the same as ever, for a shorter time.
 const PROBATION: &str = "seen = \"300ms\"\nclean = \"1s\"\n";
+
+/// The sections that every node's configuration has.
+const EVERY_CONFIG: [&str; 7] =
+    ["node", "checkpoint", "container", "detect", "catalog", "probation", "devices"];
 
 /// How long one command may run on a host before it is killed.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
@@ -109,11 +114,10 @@ impl Host {
             let lines = plan.settings.iter().filter(|(name, _)| name == section);
             lines.map(|(_, line)| format!("{line}\n")).collect()
         };
-        // A section that is only there when a plan says so.
-        let whole = |section: &str| match extra(section) {
-            given if given.is_empty() => String::new(),
-            given => format!("\n[{section}]\n{given}"),
-        };
+        // Sections that are only there when a plan says so.
+        let others: BTreeSet<&str> = plan.settings.iter().map(|(name, _)| name.as_str()).collect();
+        let others = others.into_iter().filter(|section| !EVERY_CONFIG.contains(section));
+        let others: String = others.map(|section| format!("\n[{section}]\n{}", extra(section))).collect();
         let networks: String = self
             .shared
             .networks
@@ -123,7 +127,7 @@ impl Host {
             .collect();
         format!(
             "[node]\nname = \"{name}\"\ndata = \"{data}\"\n{standby}{node}\n{networks}[checkpoint]\nmemory = \"{budget}\"\n{checkpoint}\n\
-             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}{page}{traces}",
+             [container]\nuplink = \"{UPLINK}\"\n{container}\n[detect]\n{detect}\n[catalog]\n{catalog}\n[probation]\n{probation}\n[devices]\n{devices}{others}",
             name = self.name,
             data = self.data().display(),
             standby = if self.number + plan.standbys >= plan.hosts { "standby = true\n" } else { "" },
@@ -141,8 +145,6 @@ impl Host {
                 given => given,
             },
             devices = self.devices_text(&extra("devices")),
-            page = whole("page"),
-            traces = whole("traces"),
         )
     }
 

@@ -23,6 +23,7 @@ mod host;
 pub mod init;
 mod network;
 mod os;
+pub mod postgresql;
 mod registry;
 mod relay;
 mod spaces;

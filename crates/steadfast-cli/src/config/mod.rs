@@ -6,6 +6,7 @@
 
 pub mod catalog;
 pub mod detect;
+pub mod episodes;
 pub mod keys;
 pub mod probation;
 pub mod source;
@@ -23,6 +24,7 @@ use crate::failure::{Failure, did_you_mean};
 use crate::units;
 use catalog::{CatalogConfig, RawCatalog};
 use detect::RawDetect;
+use episodes::{EpisodesConfig, RawEpisodes};
 use probation::RawProbation;
 use source::{Given, Problems, Section};
 
@@ -169,6 +171,8 @@ pub struct Config {
     pub container: ContainerConfig,
     /// Block devices on this node.
     pub devices: DevicesConfig,
+    /// What effects of episodes need.
+    pub episodes: EpisodesConfig,
     /// The API's socket.
     pub socket: PathBuf,
     /// Where the page is served; nowhere when absent.
@@ -206,6 +210,7 @@ pub struct RawConfig {
     include: Option<Vec<Given>>,
     device_links: Option<Given>,
     automatic: Option<Given>,
+    episodes: RawEpisodes,
     socket: Option<Given>,
     page: Option<Given>,
     traces: Option<Given>,
@@ -258,6 +263,9 @@ impl RawConfig {
             raw.device_links = devices.text("links", problems);
             raw.automatic = devices.scalar("automatic", problems);
             devices.finish(problems);
+        }
+        if let Some(section) = top.table("episodes", problems) {
+            raw.episodes = RawEpisodes::read(section, problems);
         }
         if let Some(mut api) = top.table("api", problems) {
             raw.socket = api.text("socket", problems);
@@ -357,6 +365,7 @@ impl RawConfig {
                 criu,
             },
             devices: devices?,
+            episodes: self.episodes.check(problems),
             socket: socket?,
             page: self.page.as_ref().and_then(|given| problems.check(given, page_address)),
             traces: self.traces.as_ref().and_then(|given| problems.check(given, traces)),

@@ -250,6 +250,24 @@ impl<'a> Section<'a> {
         sections
     }
 
+    /// A table of tables with names of the author's own choice, `[key.NAME]`; each name stands as the text of its place.
+    pub fn named_tables(&mut self, key: &'static str, problems: &mut Problems) -> Vec<(Section<'a>, Given)> {
+        let Some(section) = self.table(key, problems) else { return Vec::new() };
+        let mut sections = Vec::new();
+        for (name, value) in section.table {
+            let at = Place::Line(problems.line_of(name.span().start));
+            let path = join(&section.path, name.get_ref());
+            let given = Given { key: path.clone(), text: name.get_ref().to_string(), at };
+            let DeValue::Table(table) = value.get_ref() else {
+                let found = type_of(value.get_ref());
+                problems.refuse(&given, format!("{found} is not a table; write [{path}]"));
+                continue;
+            };
+            sections.push((Section { table, path, known: Vec::new() }, given));
+        }
+        sections
+    }
+
     /// To be called last: every key that nobody asked for is unknown.
     pub fn finish(self, problems: &mut Problems) {
         for name in self.table.keys() {

@@ -3,5 +3,7 @@
 //! When an episode begins and what its end changes is decided by `steadfast_proto::episode`; nothing here may decide that.
 //! Read [`programs`] for one run of a program, [`filter`] for the filters of waits.
 
+pub(crate) mod effects;
 pub mod filter;
 pub mod programs;
+mod tls;

@@ -13,7 +13,7 @@ use steadfast_proto::events::{EventType, FIELDS_MAX, Fields, TEXT_BYTES_MAX, Top
 use steadfast_proto::ids::{Incarnation, NodeId};
 use utoipa::ToSchema;
 
-use super::event::{about_text, parse_about, parse_topic};
+use super::event::{MESSAGE_FIELD, about_text, parse_about, parse_topic};
 use super::{Delivery, EventView, Lost, Source, USER_ANY, topic_text};
 
 /// The version of the specification that this is.
@@ -36,8 +36,12 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 pub struct CloudEvent {
     /// The version of CloudEvents: `1.0`.
     pub specversion: String,
-    /// `NODE-UUID/incarnation/topic/sequence`, never the same for two events.
+    /// `NODE-UUID/incarnation/topic/sequence`, never the same for two events; or the id of the message of an episode whose
+    /// effect it is, the same where that effect was repeated after a crash.
     pub id: String,
+    /// `NODE-UUID/incarnation/topic/sequence`, where the id is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// `/clusters/NAME/nodes/NODE`.
     pub source: String,
     /// `steadfast.` and the event's type.
@@ -97,9 +101,15 @@ impl CloudEvent {
                 (REFUSED.to_owned(), format!("refused-{at_unix_us}"), *sequence, data)
             }
         };
+        let mut data = data;
+        let (id, origin) = match data.remove(MESSAGE_FIELD) {
+            Some(Json::String(message)) => (message, Some(source.id(&last))),
+            Some(_) | None => (source.id(&last), None),
+        };
         CloudEvent {
             specversion: SPEC_VERSION.to_owned(),
-            id: source.id(&last),
+            id,
+            origin,
             source: format!("/clusters/{}/nodes/{}", path_segment(cluster), path_segment(&source.node)),
             kind: format!("{TYPE_PREFIX}{kind}"),
             time: time(delivery.at_unix_us()),
@@ -145,8 +155,12 @@ impl CloudEvent {
 
     /// The source, and the last part of the id.
     fn source(&self) -> Result<(Source, &str), ForeignEvent> {
-        let wrong = || self.foreign("id", &self.id, "it has the form NODE-UUID/incarnation/topic/sequence");
-        let (node_id, rest) = self.id.split_once('/').ok_or_else(wrong)?;
+        let (attribute, id) = match &self.origin {
+            Some(origin) => ("origin", origin),
+            None => ("id", &self.id),
+        };
+        let wrong = || self.foreign(attribute, id, "it has the form NODE-UUID/incarnation/topic/sequence");
+        let (node_id, rest) = id.split_once('/').ok_or_else(wrong)?;
         let (incarnation, rest) = rest.split_once('/').ok_or_else(wrong)?;
         let (topic, last) = rest.rsplit_once('/').ok_or_else(wrong)?;
         let (_, node) = self.cluster_and_node()?;
@@ -194,7 +208,10 @@ impl CloudEvent {
             ));
         }
         let field = |(name, json): (&String, &Json)| Some((name.clone(), value(json)?));
-        let fields: Option<Fields> = self.data.iter().map(field).collect();
+        let mut fields: Option<Fields> = self.data.iter().map(field).collect();
+        if let (Some(fields), Some(_)) = (&mut fields, &self.origin) {
+            fields.insert(MESSAGE_FIELD.to_owned(), Value::Text(self.id.clone()));
+        }
         fields.ok_or_else(|| {
             self.foreign(
                 "data",
@@ -378,6 +395,14 @@ pub(crate) mod tests {
         let event = EventView::new(source(USER_ANY), 1, 0, fields);
         let written = there_and_back(&Delivery::Event(event));
         assert_eq!((written.kind.as_str(), written.data.len()), ("steadfast.user.backup", 1));
+    }
+
+    #[test]
+    fn an_effect_of_an_episode_has_the_id_of_its_message() {
+        let fields = [("files", Value::Integer(3)), (MESSAGE_FIELD, Value::Text("m-1".into()))];
+        let written = there_and_back(&Delivery::Event(event("user.backup", 4, &fields)));
+        assert_eq!((written.id.as_str(), written.data.len()), ("m-1", 1));
+        assert_eq!(written.origin.as_deref(), Some("01234567-89ab-cdef-0123-456789abcdef/3/user.backup/4"));
     }
 
     #[test]

@@ -15,6 +15,9 @@ pub const USER_ANY: &str = "user";
 /// The field in which an event of [`USER_ANY`] carries its type.
 pub(crate) const USER_TYPE_FIELD: &str = "type";
 
+/// The field in which an event carries the id of the message that it is an effect of; nobody can emit a field of that name.
+pub(crate) const MESSAGE_FIELD: &str = "_message";
+
 /// Where a sequence of events comes from: there is one per node, incarnation and topic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {

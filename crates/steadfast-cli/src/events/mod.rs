@@ -6,7 +6,7 @@
 
 pub mod cloud;
 pub mod emit;
-mod event;
+pub(crate) mod event;
 pub mod filter;
 pub mod kinds;
 pub mod printing;

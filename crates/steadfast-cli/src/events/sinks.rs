@@ -312,6 +312,12 @@ fn pause(settings: &Settings, attempts: u32, share: f64) -> Duration {
     longest.mul_f64(1.0 - share.clamp(0.0, 1.0) / 2.0)
 }
 
+/// The same between two bounds, with a share of its own.
+pub(crate) fn pause_between(min: Duration, max: Duration, attempts: u32) -> Duration {
+    let settings = Settings { pause_min: min, pause_max: max, ..Settings::default() };
+    pause(&settings, attempts, random_share())
+}
+
 /// A random number from 0 to 1.
 fn random_share() -> f64 {
     let (high, _) = Uuid::new_v4().as_u64_pair();

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecodeError, Event, EventId, Key, Match, Mode, Next, Record, Sent, Settings, Steer, Wait};
+use super::{
+    DecodeError, Event, EventId, Key, Match, Mode, Next, Record, Reply, Sent, Settings, Steer, Wait,
+};
 use crate::exchange::{Blob, Inbound, Letter, Name, Outbox, Stream, Text};
 use crate::time::Time;
 
@@ -291,6 +293,9 @@ impl Instance {
                 let Some(outbox) = self.outboxes.get_mut(to) else { return };
                 self.unconfirmed -= outbox.forget(*first, *last);
             }
+            Record::Replied { to, seq, correlation, reply, .. } => {
+                self.replied(to, *seq, correlation.clone(), reply)
+            }
             Record::GaveUp { to, seq, why, .. } => self.give_up(to, *seq, why),
             Record::Confirmed { stream, first, last } => {
                 // What came before the first that was heard of may still be on its way.
@@ -319,6 +324,14 @@ impl Instance {
                 self.end(Status::Cancelled { at: *at });
             }
         }
+    }
+
+    fn replied(&mut self, to: &Name, seq: u64, correlation: Option<Text>, reply: &Reply) {
+        let Some(outbox) = self.outboxes.get_mut(to) else { return };
+        let count = outbox.acked(seq, seq);
+        self.unacked -= count;
+        self.unconfirmed += count;
+        self.notice(&reply.kind, Some(to.clone()), correlation, reply.payload.clone());
     }
 
     fn give_up(&mut self, to: &Name, seq: u64, why: &Text) {

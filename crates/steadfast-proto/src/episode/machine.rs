@@ -7,10 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Answer, Failure, Instance, Order, Outcome, Program, Record, Request, RequestError, Settings, Status, Task,
 };
-use crate::exchange::{Letter, Message, Name, Stream, Text};
+use crate::exchange::{Blob, Letter, Message, Name, Stream, Text};
 use crate::ids::NodeId;
 use crate::machine::Machine;
 use crate::time::Time;
@@ -74,12 +76,21 @@ pub enum Input {
 /// What came of an effect.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EffectResult {
-    /// It is done.
-    Done,
+    /// It is done; with a reply, the instance is told what came of it.
+    Done(Option<Reply>),
     /// It may succeed later; it is tried again.
     Later(Text),
     /// It never will: the instance is told.
     Never(Text),
+}
+
+/// What an instance is told of an effect that it asked to be told of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Reply {
+    /// The kind of the event.
+    pub kind: Text,
+    /// What it says.
+    pub payload: Blob,
 }
 
 /// An effect on a foreign system; whoever carries it out makes `stream` and `seq` its idempotency key.

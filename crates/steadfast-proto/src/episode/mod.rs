@@ -38,7 +38,7 @@ mod types;
 mod tests;
 
 pub use instance::{Doing, Instance, Past, Status, Stopped};
-pub use machine::{Batch, Counters, Destination, Effect, EffectResult, Episodes, Input, home_of};
+pub use machine::{Batch, Counters, Destination, Effect, EffectResult, Episodes, Input, Reply, home_of};
 pub use record::{DecodeError, RECORD_BYTES_MAX, Record, Sent, Steer};
 pub use settings::{Filter, Order, Settings};
 pub use types::{

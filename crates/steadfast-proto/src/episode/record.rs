@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{EventId, Key, Mode, Next};
+use super::{EventId, Key, Mode, Next, Reply};
 use crate::exchange::{Blob, Letter, Name, Stream, Text};
 use crate::time::Time;
 
@@ -172,6 +172,19 @@ pub enum Record {
         /// Which.
         name: Name,
     },
+    /// An effect was carried out, and the instance is told what came of it: both or neither.
+    Replied {
+        /// The instance.
+        name: Name,
+        /// The adapter.
+        to: Name,
+        /// Which message.
+        seq: u64,
+        /// What the message belonged to.
+        correlation: Option<Text>,
+        /// What it is told.
+        reply: Reply,
+    },
 }
 
 /// A message of a checkpoint; its number follows from those before it.
@@ -225,6 +238,7 @@ impl Record {
             | Record::Closed { name, .. }
             | Record::Steered { name, .. }
             | Record::Cancelled { name, .. }
+            | Record::Replied { name, .. }
             | Record::Retired { name } => name,
         }
     }

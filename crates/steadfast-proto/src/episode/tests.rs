@@ -106,3 +106,63 @@ fn a_span_as_long_as_a_stream_costs_nothing() {
     let out = hear(&mut episodes, Message::Confirm { span: span(&stream, 1, 1 << 62) });
     assert_eq!(out.send.len(), 1);
 }
+
+/// An instance `b/1` that has sent one message to an adapter.
+fn with_effect() -> (Episodes, Stream) {
+    let mut episodes = Episodes::new(Settings::default(), NodeId(1), 1);
+    let (mut out, to) = (Batch::default(), name("effect/http"));
+    episodes.step(Time::ZERO, Input::Deployed([("b".into(), Program::default())].into()), &mut out);
+    let start = Request::Start { name: name("b/1"), payload: Blob::empty(), key: None, wait: false };
+    episodes.step(Time::ZERO, Input::Request { token: 1, request: start }, &mut out);
+    let task = out.run.pop().expect("the first episode");
+    let correlation = Some("c".into());
+    let (kind, payload) = ("pay".into(), Blob::empty());
+    let message = Outgoing { to: to.clone(), kind, correlation, payload, begins: false, within: None };
+    let next = Next::Wait(Wait::for_kind("paid"));
+    let outcome = Outcome { messages: vec![message], next, ..Outcome::default() };
+    episodes.step(Time::ZERO, Input::Ran { name: task.name, run: task.run, result: Ok(outcome) }, &mut out);
+    assert_eq!(out.effects.len(), 1, "{out:?}");
+    let epoch = episodes.instance(&name("b/1")).expect("it is there").epoch;
+    (episodes, Stream { from: name("b/1"), epoch, to })
+}
+
+/// What the adapter says of the first message, and the one event that follows from it, if one does.
+fn effected(episodes: &mut Episodes, stream: &Stream, result: EffectResult) -> (Batch, Option<Event>) {
+    let mut out = Batch::default();
+    let input = Input::Effected { stream: stream.clone(), seq: 1, result };
+    episodes.step(Time::ZERO, input, &mut out);
+    let event = out.run.first().map(|task| task.event.clone());
+    (out, event)
+}
+
+#[test]
+fn what_came_of_an_effect_is_told_once_with_what_it_belongs_to() {
+    let (mut episodes, stream) = with_effect();
+    let reply = Reply { kind: "paid".into(), payload: Blob::from(b"20".as_slice()) };
+    let (out, event) = effected(&mut episodes, &stream, EffectResult::Done(Some(reply.clone())));
+    let event = event.expect("the instance waits for it");
+    assert_eq!((event.source, event.correlation), (Some(stream.to.clone()), Some("c".into())));
+    assert_eq!((event.kind, event.payload), (reply.kind.clone(), reply.payload.clone()));
+    for record in &out.persist {
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        assert_eq!(Record::decode(&bytes), Ok(record.clone()));
+    }
+    let (again, _) = effected(&mut episodes, &stream, EffectResult::Done(Some(reply)));
+    assert!(again.persist.is_empty(), "a repetition changes nothing: {again:?}");
+    let instance = episodes.instance(&stream.from).expect("it is there");
+    assert_eq!((instance.unacked, instance.unconfirmed), (0, 0));
+    assert!(instance.outboxes.values().all(crate::exchange::Outbox::is_empty));
+}
+
+#[test]
+fn an_effect_that_never_will_be_is_undeliverable_and_one_that_may_be_is_kept() {
+    let (mut episodes, stream) = with_effect();
+    let (later, _) = effected(&mut episodes, &stream, EffectResult::Later("busy".into()));
+    assert!(later.persist.is_empty(), "{later:?}");
+    effected(&mut episodes, &stream, EffectResult::Never("no such shop".into()));
+    let instance = episodes.instance(&stream.from).expect("it is there");
+    let event = instance.inbox.front().expect("a notice");
+    assert_eq!((&*event.kind, &*event.payload), (Event::UNDELIVERABLE, b"no such shop".as_slice()));
+    assert!(instance.outboxes.values().all(crate::exchange::Outbox::is_empty));
+}

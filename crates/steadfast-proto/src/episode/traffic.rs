@@ -231,7 +231,14 @@ impl Episodes {
             return;
         }
         match result {
-            EffectResult::Done => {
+            EffectResult::Done(Some(reply)) => {
+                let letter = self.outbox(&stream).and_then(|outbox| outbox.letter(seq));
+                let correlation = letter.and_then(|letter| letter.correlation.clone());
+                let (name, to) = (stream.from.clone(), stream.to.clone());
+                self.record(Record::Replied { name, to, seq, correlation, reply }, out);
+                self.progress(now, &stream.from, &stream.to);
+            }
+            EffectResult::Done(None) => {
                 let (name, to) = (stream.from.clone(), stream.to.clone());
                 self.record(Record::Acked { name, to, first: seq, last: seq, epoch: 0 }, out);
                 self.progress(now, &stream.from, &stream.to);

@@ -99,6 +99,12 @@ impl Outbox {
         self.entries.get(usize::try_from(index).ok()?).map(|entry| entry.phase)
     }
 
+    /// What message `seq` says, while it is being sent.
+    pub fn letter(&self, seq: u64) -> Option<&Letter> {
+        let index = seq.checked_sub(self.floor() + 1)?;
+        self.entries.get(usize::try_from(index).ok()?)?.letter.as_ref()
+    }
+
     /// These were acknowledged: they need no letter any more. Gives how many were being sent.
     pub fn acked(&mut self, first: u64, last: u64) -> u64 {
         self.leave_sending(first, last, Phase::Confirming)

@@ -313,7 +313,7 @@ impl World {
                 Gated::Effect(effect) => {
                     let (stream, seq) = (effect.stream.clone(), effect.seq);
                     self.effects.push(effect);
-                    self.step(id, Input::Effected { stream, seq, result: EffectResult::Done });
+                    self.step(id, Input::Effected { stream, seq, result: EffectResult::Done(None) });
                 }
             }
         }

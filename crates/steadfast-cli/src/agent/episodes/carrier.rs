@@ -5,17 +5,19 @@
 //! matters in it is sent again. It decides nothing about exchanges and never blocks the keeper.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use steadfast::episodes::{Carrier, Keeper};
 use steadfast::net::rpc::{Class, Peers};
-use steadfast_proto::episode::{Effect, EffectResult, Input};
+use steadfast_proto::episode::Effect;
 use steadfast_proto::exchange::{Frame, Message, Name};
 use steadfast_proto::ids::NodeId;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+
+use super::effects::Effects;
+use super::outside::Parties;
 
 /// The RPC service that takes frames.
 pub(super) const SERVICE_FRAMES: u8 = 26;
@@ -31,13 +33,13 @@ pub(super) struct Wire {
     peers: Peers,
     runtime: Handle,
     queues: BTreeMap<NodeId, mpsc::Sender<Frame>>,
-    /// Set once there is one.
-    keeper: Arc<OnceLock<Keeper>>,
+    parties: Parties,
+    effects: Effects,
 }
 
 impl Wire {
-    pub(super) fn new(peers: Peers, runtime: Handle, keeper: Arc<OnceLock<Keeper>>) -> Wire {
-        Wire { peers, runtime, queues: BTreeMap::new(), keeper }
+    pub(super) fn new(peers: Peers, runtime: Handle, parties: Parties, effects: Effects) -> Wire {
+        Wire { peers, runtime, queues: BTreeMap::new(), parties, effects }
     }
 }
 
@@ -54,16 +56,11 @@ impl Carrier for Wire {
     }
 
     fn keep(&mut self, party: &Name, messages: Vec<Message>) {
-        // All of it is said again when the party asks.
-        tracing::trace!(%party, messages = messages.len(), "nobody carries messages to outside parties yet");
+        self.parties.tell(party, &messages);
     }
 
     fn carry_out(&mut self, effect: Effect) {
-        let why = format!("no node of this cluster has an adapter {}", effect.stream.to);
-        let result = EffectResult::Never(why.as_str().into());
-        if let Some(keeper) = self.keeper.get() {
-            keeper.input(Input::Effected { stream: effect.stream, seq: effect.seq, result });
-        }
+        self.effects.offer(&effect);
     }
 }
 

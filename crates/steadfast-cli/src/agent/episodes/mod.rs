@@ -6,7 +6,9 @@
 
 mod carrier;
 mod deploy;
+mod effects;
 mod list;
+mod outside;
 mod requests;
 mod rows;
 mod runners;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use steadfast::catalog::{Rows as CatalogRows, Versioned};
 use steadfast::episodes::{Embedded, Keeper, KeeperError, Known, Parts};
+use steadfast::events::hub::Hub;
 use steadfast::net::rpc::{Class, Peers, Services};
 use steadfast_proto::episode::{Filter, Input, Settings, home_of};
 use steadfast_proto::exchange::Name;
@@ -27,15 +30,19 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use self::carrier::Wire;
+use self::effects::Effects;
+use self::outside::Parties;
 use self::rows::{HomesRow, ProgramRow};
 use self::runners::Runners;
 use super::rows::{Rows, decode};
 use crate::codes::Code;
 use crate::config::{Config, Mode};
+use crate::episodes::effects::Adapters;
 use crate::episodes::filter;
 use crate::failure::Failure;
 
 pub(crate) use self::list::Wanted;
+pub(crate) use self::outside::Heard;
 pub(crate) use self::requests::{Repeat, digest, payload};
 
 /// The RPC service by which a node is asked whether it can keep instances, and whether it knows the newest programs.
@@ -69,6 +76,10 @@ struct Inner {
     standing: Mutex<Standing>,
     /// Up to which revision of the catalog the keeper knows programs and homes.
     aware: watch::Sender<u64>,
+    parties: Parties,
+    effects: Effects,
+    /// The keeper, for what answers it.
+    own: Arc<OnceLock<Keeper>>,
 }
 
 /// How the keeper is.
@@ -96,7 +107,10 @@ impl Room {
         peers: &Peers,
         services: &Services,
         rows: &Rows,
+        hub: &Hub,
     ) -> Room {
+        let own = Arc::new(OnceLock::new());
+        let adapters = Adapters::new(&config.episodes, hub.clone());
         let inner = Inner {
             me,
             life,
@@ -107,6 +121,9 @@ impl Room {
             may_keep: config.mode == Mode::Agent,
             standing: Mutex::new(Standing::Idle),
             aware: watch::Sender::new(0),
+            parties: Parties::new(),
+            effects: Effects::new(adapters, Handle::current(), Arc::clone(&own)),
+            own,
         };
         let room = Room { inner: Arc::new(inner) };
         let frames = room.clone();
@@ -124,6 +141,7 @@ impl Room {
             Box::pin(async move { aware.answer_aware(&body).await })
         });
         room.offer_lists(services);
+        room.offer_parties(services);
         room
     }
 
@@ -173,13 +191,14 @@ impl Room {
     }
 
     async fn open(&self, known: Known) {
-        let (inner, own) = (Arc::clone(&self.inner), Arc::new(OnceLock::new()));
-        let place = Arc::clone(&own);
+        let inner = Arc::clone(&self.inner);
         let opened = tokio::task::spawn_blocking(move || {
+            let (parties, effects) = (inner.parties.clone(), inner.effects.clone());
+            let wire = Wire::new(inner.peers.clone(), inner.runtime.clone(), parties, effects);
             let parts = Parts {
                 me: inner.me,
                 settings: settings(inner.me),
-                carrier: Box::new(Wire::new(inner.peers.clone(), inner.runtime.clone(), place)),
+                carrier: Box::new(wire),
                 life: inner.life,
             };
             Keeper::start(Embedded::open(&inner.folder, salt())?, parts, known)
@@ -188,7 +207,8 @@ impl Room {
         let standing = match opened {
             Ok(keeper) => {
                 tracing::info!(folder = %self.inner.folder.display(), "this node keeps instances");
-                let _ = own.set(keeper.clone());
+                // There is one in the life of an agent.
+                let _ = self.inner.own.set(keeper.clone());
                 tokio::spawn(self.clone().notice_end(keeper.clone()));
                 Standing::Open(keeper)
             }

@@ -73,7 +73,8 @@ impl Room {
     pub(crate) async fn instance(&self, name: Name, node: String) -> Result<types::Instance, Failure> {
         let missing = RequestError::NoInstance(name.clone());
         let Some(keeper) = self.opened().await? else { return Err(self.refused(&missing)) };
-        let looked = keeper.look(move |episodes| shown::instance(episodes, &name, &node)).await;
+        let effects = self.inner.effects.clone();
+        let looked = keeper.look(move |episodes| shown::instance(episodes, &name, &node, &effects)).await;
         let found = looked.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
         found.ok_or_else(|| self.refused(&missing))
     }

@@ -4,9 +4,10 @@
 
 use serde_json::value::RawValue;
 use steadfast_proto::episode::{Doing, Episodes, Instance, Match, Status, Stopped};
-use steadfast_proto::exchange::{Blob, Name, Outbox, Phase, Text};
+use steadfast_proto::exchange::{Blob, Name, Outbox, Phase, Stream, Text};
 use steadfast_proto::time::Time;
 
+use super::effects::Effects;
 use super::rows::mode_word;
 use crate::api::convert::now_unix_ms;
 use crate::api::episode_types as types;
@@ -49,7 +50,12 @@ pub(super) fn row(instance: &Instance, node: &str) -> types::InstanceRow {
 }
 
 /// All of one.
-pub(super) fn instance(episodes: &Episodes, name: &Name, node: &str) -> Option<types::Instance> {
+pub(super) fn instance(
+    episodes: &Episodes,
+    name: &Name,
+    node: &str,
+    effects: &Effects,
+) -> Option<types::Instance> {
     let instance = episodes.instance(name)?;
     let (answer, ended_at) = match &instance.status {
         Status::Active => (None, None),
@@ -81,7 +87,7 @@ pub(super) fn instance(episodes: &Episodes, name: &Name, node: &str) -> Option<t
         answer,
         ended_unix_ms: ended_at.map(unix_ms),
         events: events.collect(),
-        outboxes: outboxes.map(|(to, outbox)| shown_outbox(to, outbox)).collect(),
+        outboxes: outboxes.map(|(to, outbox)| shown_outbox(instance, to, outbox, effects)).collect(),
         peers: peers.collect(),
         parent: instance.parent.as_ref().map(|parent| parent.as_str().to_owned()),
         children: instance.children.iter().map(|child| child.as_str().to_owned()).collect(),
@@ -101,7 +107,9 @@ pub(super) fn history(instance: &Instance) -> Vec<types::PastEpisode> {
     past.collect()
 }
 
-fn shown_outbox(to: &Name, outbox: &Outbox) -> types::OutboxShown {
+fn shown_outbox(instance: &Instance, to: &Name, outbox: &Outbox, effects: &Effects) -> types::OutboxShown {
+    let stream = || Stream { from: instance.name.clone(), epoch: instance.epoch, to: to.clone() };
+    let known = outbox.entries().take(if to.is_effect() { SHOWN_MAX } else { 0 });
     let count = |phase| outbox.entries().filter(|(_, entry)| entry.phase == phase).count() as u64;
     let kinds = outbox.entries().filter_map(|(_, entry)| entry.letter.as_ref());
     types::OutboxShown {
@@ -113,6 +121,7 @@ fn shown_outbox(to: &Name, outbox: &Outbox) -> types::OutboxShown {
         since_unix_ms: unix_ms(outbox.flow.moved_at),
         attempts: outbox.flow.attempts,
         again_unix_ms: outbox.flow.due.map(unix_ms),
+        effects: known.filter_map(|(seq, _)| effects.shown(&stream(), seq)).collect(),
     }
 }
 

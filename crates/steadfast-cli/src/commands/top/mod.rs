@@ -63,7 +63,7 @@ pub struct Args {
 enum News {
     Picture(PictureChange),
     PictureBroken(Failure),
-    Event(CloudEvent),
+    Event(Box<CloudEvent>),
     EventsBroken(Failure),
 }
 
@@ -182,7 +182,7 @@ async fn follow_events(client: Client, filter: Option<String>, number: u64, news
         let wanted = EventsOf { filter: filter.clone(), since: None };
         let mut events = std::pin::pin!(client.follow_events(wanted));
         while let Some(event) = events.next().await {
-            let told = event.map_or_else(News::EventsBroken, News::Event);
+            let told = event.map_or_else(News::EventsBroken, |event| News::Event(Box::new(event)));
             if news.send((number, told)).await.is_err() {
                 return;
             }

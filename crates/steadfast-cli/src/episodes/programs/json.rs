@@ -9,7 +9,7 @@
 //! }
 //! ```
 //! `now_ms` is milliseconds since 1970, the same for whatever the episode does with it; `source` and `correlation` are null
-//! where there is none. What it answers, in which all is optional but one of `wait`, `end` and `fail`:
+//! where there is none; the payload of `undeliverable` is a text, why. What it answers, in which all is optional but one of `wait`, `end` and `fail`:
 //! ```json
 //! {
 //!   "state": ANY,
@@ -41,7 +41,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
-use steadfast_proto::episode::{Failure, Outcome, Task};
+use steadfast_proto::episode::{Event, EventId, Failure, Outcome, Task};
 use steadfast_proto::exchange::Text;
 
 use super::draft::{Draft, DraftError, Said, Wanted};
@@ -96,7 +96,29 @@ struct EventForm<'a> {
     kind: &'a str,
     source: Option<&'a str>,
     correlation: Option<&'a str>,
-    payload: Any<'a>,
+    payload: Payload<'a>,
+}
+
+/// What an event says.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Payload<'a> {
+    Any(Any<'a>),
+    /// Why something is undeliverable: the core writes a sentence, and knows no JSON.
+    Sentence(Cow<'a, str>),
+}
+
+impl Payload<'_> {
+    fn of(event: &Event) -> Payload<'_> {
+        match event.id {
+            EventId::Notice(_) if &*event.kind == Event::UNDELIVERABLE => {
+                Payload::Sentence(String::from_utf8_lossy(&event.payload))
+            }
+            EventId::Notice(_) | EventId::Message { .. } | EventId::Request(_) | EventId::Timer(_) => {
+                Payload::Any(Any(&event.payload))
+            }
+        }
+    }
 }
 
 /// Bytes, by the rule.
@@ -134,7 +156,7 @@ pub fn task(task: &Task) -> Vec<u8> {
             kind: &event.kind,
             source: event.source.as_ref().map(|source| source.as_str()),
             correlation: event.correlation.as_ref().map(|correlation| correlation.as_str()),
-            payload: Any(&event.payload),
+            payload: Payload::of(event),
         },
         state: Any(&task.state),
     };

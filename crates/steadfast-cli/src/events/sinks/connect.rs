@@ -150,6 +150,11 @@ impl Address {
 pub(crate) struct Trust(Arc<ClientConfig>);
 
 impl Trust {
+    /// The settings of connections that believe them.
+    pub(crate) fn settings(&self) -> &Arc<ClientConfig> {
+        &self.0
+    }
+
     /// Those of a file in PEM form, or those of the machine.
     pub(crate) fn load(authority: Option<&Path>) -> Result<Trust, TrustError> {
         let system = || SYSTEM_FILES.into_iter().map(Path::new).find(|path| path.is_file());

@@ -49,6 +49,22 @@ fn bytes_are_shown_as_the_json_that_they_are_as_it_was_written_or_as_base64() {
 }
 
 #[test]
+fn why_something_is_undeliverable_is_a_text() {
+    let mut task = task("");
+    (task.event.kind, task.event.payload) =
+        (Event::UNDELIVERABLE.into(), b"\"quoted\" \xff".as_slice().into());
+    let shown =
+        |task: &Task| serde_json::from_slice::<Value>(&json::task(task)).unwrap()["event"]["payload"].clone();
+    assert_eq!(
+        shown(&task),
+        json!({"base64": "InF1b3RlZCIg/w=="}),
+        "a sender's own event of that kind is as it is"
+    );
+    task.event.id = EventId::Notice(1);
+    assert_eq!(shown(&task), json!("\"quoted\" \u{fffd}"));
+}
+
+#[test]
 fn an_answer_is_read_in_all_its_parts() {
     let ran = answer(
         r#"{"state": {"paid": true, "amount": 1e400},
