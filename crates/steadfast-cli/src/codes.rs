@@ -270,6 +270,9 @@ codes! {
     EpisodesFailed = 66, Refused, "this node runs no episodes any more",
         causes: ["its disk failed or is full: nothing may be promised any more that is not written", "a file of the store is damaged"],
         remedy: ["`steadfast status` and the agent's log say why", "free some space or mend the disk, then restart this agent: it goes on where the log ends"];
+    OperationNotFound = 67, NotFound, "there is no operation of that name",
+        causes: ["the name is misspelled", "it ended more than an hour ago"],
+        remedy: ["`steadfast operations` lists those that run and those of the last hour", "`steadfast events --since 1d` says what happened before"];
 }
 
 impl fmt::Display for Code {

@@ -1,7 +1,7 @@
 //! What operators ask of members and candidates: replace one by another, drain one, have one leave.
 //!
-//! Each is one transaction on a row; the cores act on it, and the answer comes when it is done, or says how far it is. A
-//! refused request changes nothing. What it takes is decided in [`steadfast_proto::node`].
+//! Each is an operation ([`super::operations`]): the cores act on the row that it changes, and the answer comes when it has ended,
+//! or says that it goes on. A refused request changes nothing. What it takes is decided in [`steadfast_proto::node`].
 
 use std::time::Duration;
 
@@ -13,17 +13,13 @@ use steadfast_proto::node::{CandidateStatus, Status};
 use steadfast_proto::probation::{Criterion, Standing};
 
 use super::Agent;
-use super::rows;
+use super::operations::What;
 use crate::api::convert::{Names, node_name};
 use crate::api::types;
 use crate::codes::Code;
 use crate::failure::Failure;
 use crate::traces;
 
-/// How long a request is followed before it answers that it goes on.
-const FOLLOW_MAX: Duration = Duration::from_secs(600);
-/// How often it is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(100);
 /// How often the engine's voters are compared with the members.
 const VOTERS_EVERY: Duration = Duration::from_secs(2);
 
@@ -37,50 +33,29 @@ impl Agent {
         let status = self.status().await?;
         let view = installed(&status)?;
         check_pair(&status, view, &old, &new)?;
-        let (row, revision) = candidate(&status, view, &old, &new)?;
-        let next = ProbationRow { intent: Intent::Replace(old.id), ..row.clone() };
-        // Against a change of members meanwhile: then the request is looked at anew.
-        let mut txn = Txn::compare_and_set(Key::Probation(new.id).encode(), revision, rows::encode(&next)?);
-        txn.compare.push((Key::View.encode(), status.view_revision));
-        txn.puts.extend(causes(&status, old.id));
-        self.commit_request(txn, &new.name).await?;
-        tracing::info!(old = old.name, new = new.name, "a member is being replaced");
-        self.follow_request(&format!("{} takes the place of {}", new.name, old.name), move |status, view| {
-            if view.has(new.id) && !view.has(old.id) {
-                return Ok(true);
-            }
-            let candidate = status.candidates.get(&new.id);
-            if let Some((criterion, measured)) =
-                candidate.and_then(|candidate| candidate.row.eliminated.as_ref())
-            {
-                return Err(eliminated(&new.name, *criterion, measured));
-            }
-            Ok(false)
-        })
-        .await
+        candidate(&status, view, &old, &new)?;
+        self.operate(What::Replace { old: old.id, new: new.id }, &new.name).await?;
+        self.changed().await
     }
 
     /// Has `name` hand over its containers and take on nothing more, or takes that back; answers when it has none left.
     pub(crate) async fn drain_node(&self, name: &str, undo: bool) -> Result<types::Changed, Failure> {
         let node = self.rows.node(name).await?;
         let found: Option<(DrainRow, u64)> = self.rows.get(&Key::Drain(node.id)).await?;
-        if undo {
-            if let Some((_, revision)) = found {
-                let key = Key::Drain(node.id).encode();
-                let txn = Txn { compare: vec![(key.clone(), revision)], puts: vec![(key, None)] };
-                self.commit_request(txn, &node.name).await?;
-            }
+        let version = found.map_or(0, |(_, version)| version);
+        if !undo {
+            self.operate(What::Drain { node: node.id, version }, &node.name).await?;
             return self.changed().await;
         }
-        self.put_drain(&node, found, false).await?;
-        let id = node.id;
-        self.follow_request(&format!("{} hands its containers over", node.name), move |status, view| {
-            if !view.has(id) {
-                return Err(Failure::new(Code::NodeNotFound, "it is no member any more"));
+        if found.is_some() {
+            let key = Key::Drain(node.id).encode();
+            let txn = Txn { compare: vec![(key.clone(), version)], puts: vec![(key, None)] };
+            if !self.rows.commit(txn).await?.succeeded {
+                let message = format!("what {name} was asked for changed meanwhile; try again");
+                return Err(Failure::new(Code::NameTaken, message));
             }
-            Ok(!status.containers.values().any(|(_, row)| row.owner == id && row.is_active()))
-        })
-        .await
+        }
+        self.changed().await
     }
 
     /// Has `name` hand over all its duties and leave the view; answers when it is no member any more.
@@ -93,57 +68,9 @@ impl Agent {
             return Err(Failure::new(Code::ReplaceRefused, message));
         }
         let found: Option<(DrainRow, u64)> = self.rows.get(&Key::Drain(node.id)).await?;
-        self.put_drain(&node, found, true).await?;
-        let id = node.id;
-        self.follow_request(&format!("{} leaves", node.name), move |_, view| Ok(!view.has(id))).await
-    }
-
-    async fn put_drain(
-        &self,
-        node: &NodeRow,
-        found: Option<(DrainRow, u64)>,
-        leave: bool,
-    ) -> Result<(), Failure> {
-        let row = DrainRow { node: node.id, leave };
-        if found.is_some_and(|(found, _)| found == row) {
-            return Ok(());
-        }
         let version = found.map_or(0, |(_, version)| version);
-        let mut txn = Txn::compare_and_set(Key::Drain(node.id).encode(), version, rows::encode(&row)?);
-        txn.puts.extend(causes(&self.status().await?, node.id));
-        self.commit_request(txn, &node.name).await
-    }
-
-    async fn commit_request(&self, txn: Txn, name: &str) -> Result<(), Failure> {
-        if self.rows.commit(txn).await?.succeeded {
-            return Ok(());
-        }
-        Err(Failure::new(Code::NameTaken, format!("{name} or the view changed meanwhile; try again")))
-    }
-
-    async fn follow_request(
-        &self,
-        what: &str,
-        done: impl Fn(&Status, &View) -> Result<bool, Failure> + Send,
-    ) -> Result<types::Changed, Failure> {
-        let deadline = tokio::time::Instant::now() + FOLLOW_MAX;
-        loop {
-            let status = self.status().await?;
-            if let Some(view) = &status.view
-                && done(&status, view)?
-            {
-                return self.changed().await;
-            }
-            if tokio::time::Instant::now() >= deadline {
-                return Err(Failure::new(
-                    Code::TimedOut,
-                    format!(
-                        "{what}, and has not finished yet; it goes on, and `steadfast nodes` shows how far it is"
-                    ),
-                ));
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+        self.operate(What::Leave { node: node.id, version }, &node.name).await?;
+        self.changed().await
     }
 
     async fn changed(&self) -> Result<types::Changed, Failure> {
@@ -190,19 +117,19 @@ impl Agent {
 }
 
 /// What has the moves of a node's containers be part of what runs here now.
-fn causes(status: &Status, owner: NodeId) -> impl Iterator<Item = (String, Option<Bytes>)> {
+pub(super) fn causes(status: &Status, owner: NodeId) -> impl Iterator<Item = (String, Option<Bytes>)> {
     let owned = status.containers.values().filter(move |(_, row)| row.owner == owner && row.is_active());
     owned.filter_map(|(_, row)| traces::cause(row.id, row.epoch.next())).take(TRACED_MOVES_MAX)
 }
 
-fn installed(status: &Status) -> Result<&View, Failure> {
+pub(super) fn installed(status: &Status) -> Result<&View, Failure> {
     status
         .view
         .as_ref()
         .ok_or_else(|| Failure::new(Code::NoQuorum, "this node has no view yet; is any other node running?"))
 }
 
-fn check_pair(status: &Status, view: &View, old: &NodeRow, new: &NodeRow) -> Result<(), Failure> {
+pub(super) fn check_pair(status: &Status, view: &View, old: &NodeRow, new: &NodeRow) -> Result<(), Failure> {
     let refuse = |code, message: String| Err(Failure::new(code, message));
     if old.id == new.id {
         return refuse(Code::ReplaceRefused, format!("{} can't take its own place", new.name));
@@ -238,7 +165,7 @@ fn check_pair(status: &Status, view: &View, old: &NodeRow, new: &NodeRow) -> Res
 }
 
 /// The row of a candidate that is ready but for what it must take over.
-fn candidate<'a>(
+pub(super) fn candidate<'a>(
     status: &'a Status,
     view: &View,
     old: &NodeRow,
@@ -282,7 +209,7 @@ fn candidate<'a>(
     Ok((&candidate.row, candidate.revision))
 }
 
-fn eliminated(name: &str, criterion: Criterion, measured: &str) -> Failure {
+pub(super) fn eliminated(name: &str, criterion: Criterion, measured: &str) -> Failure {
     Failure::new(
         Code::CandidateNotReady,
         format!("{name} was eliminated for {criterion}: {measured}; {}", criterion.advice()),

@@ -31,6 +31,7 @@ mod logs;
 mod machine;
 pub(crate) mod memory;
 mod notice;
+pub(crate) mod operations;
 mod planted;
 pub mod reidentify;
 mod report;
@@ -113,6 +114,7 @@ pub struct Agent {
     pub(crate) waiters: groups::Waiters,
     pub(crate) events: Hub,
     pub(crate) episodes: episodes::Room,
+    pub(crate) operations: operations::Operations,
     cluster: String,
     /// Keep what happens for those who ask later.
     _journal: Vec<steadfast::events::hub::Subscription>,
@@ -167,6 +169,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     // Systemd may be absent.
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!("the agent ends; its containers go on until their lease is over");
+    agent.operations.stop().await;
     agent.episodes.stop().await;
     agent.node.stop().await;
     agent.engine.shutdown().await;
@@ -370,6 +373,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
         _journal: journal,
         events: hub,
         episodes,
+        operations: operations::Operations::default(),
         cluster: opened.membership.cluster_name.clone(),
         door: config.page.map(|listen| listen::door(listen, &opened.credentials)),
         sessions: sessions::Sessions::default(),
@@ -378,6 +382,7 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     });
     offer(&agent, &opened.services);
     serve_inside(&agent);
+    tokio::spawn(Arc::clone(&agent).run_operations(incarnation));
     follow(&agent, &opened.state, opened.transport, opened.own);
     Ok(Started { agent, credentials: opened.credentials, _listeners: opened.listeners })
 }
@@ -550,6 +555,7 @@ fn offer(agent: &Arc<Agent>, services: &Services) {
     catalog::offer_greetings(services, &agent.rows, Arc::clone(&agent.inviter.hears));
     agent.keys.offer();
     holders::offer(services, &agent.memory);
+    operations::offer(agent, services);
     let inside = Arc::clone(agent);
     services.set_streams(move |accepted| listen::stream(Arc::clone(&inside), accepted));
 }

@@ -16,6 +16,7 @@ use steadfast_proto::node::Status;
 use steadfast_proto::placement::{self, Candidate};
 
 use super::Agent;
+use super::operations::What;
 use super::rows;
 use crate::api::convert::{self, now_unix_ms};
 use crate::api::types;
@@ -28,8 +29,6 @@ use crate::units;
 const CONTAINERS_MAX: usize = 1024;
 /// How often a verb is tried on a row that changes under it.
 const ATTEMPTS: u32 = 20;
-/// How long `restore` waits for the running copy to end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 
 impl Agent {
@@ -72,7 +71,11 @@ impl Agent {
     }
 
     /// The members that are well, with the devices that `spec` may ask for.
-    async fn candidates(&self, status: &Status, spec: &ContainerSpec) -> Result<Vec<Candidate>, Failure> {
+    pub(super) async fn candidates(
+        &self,
+        status: &Status,
+        spec: &ContainerSpec,
+    ) -> Result<Vec<Candidate>, Failure> {
         let mut located = self.located_for(spec).await?;
         let seeing = |candidate: Candidate| {
             let devices = located.remove(&candidate.node).unwrap_or_default();
@@ -170,15 +173,15 @@ impl Agent {
         Err(busy(name))
     }
 
-    /// Restarts a container from a checkpoint; a running copy is ended first.
+    /// Restarts a container from a checkpoint; a running copy is ended first. Answers when its next owner is known.
     pub(crate) async fn restore_container(
-        self: &Arc<Self>,
+        &self,
         name: &str,
         request: types::RestoreRequest,
     ) -> Result<types::Container, Failure> {
         let (row, _) = self.rows.container(name).await?;
         check_checkpoint(&row, request.checkpoint)?;
-        let wanted = match &request.node {
+        let to = match &request.node {
             Some(node) => {
                 let node = self.rows.node(node).await?;
                 self.check_can_run(&node, &self.status().await?)?;
@@ -186,68 +189,18 @@ impl Agent {
             }
             None => None,
         };
-        if row.is_active() {
-            self.end_now(name).await?;
-        }
-        let status = self.status().await?;
-        let candidates: Vec<Candidate> = (self.candidates(&status, &row.spec).await?)
-            .into_iter()
-            .filter(|candidate| wanted.is_none_or(|wanted| candidate.node == wanted))
-            .collect();
-        self.change(name, |row| {
-            if row.is_active() {
-                return Err(Failure::new(
-                    Code::WrongState,
-                    format!("{name} was started again by somebody else meanwhile"),
-                ));
-            }
-            let number = check_checkpoint(row, request.checkpoint)?;
-            let next = ContainerRow {
-                epoch: row.epoch.next(),
-                state: ContainerState::Recovering,
-                desired: Desired::Run,
-                restore_number: Some(number),
-                after_loss: true,
-                tried: BTreeSet::new(),
-                ..row.clone()
-            };
-            let owner =
-                placement::recover_on(&next, &candidates).ok_or_else(|| no_node(&next.spec, &candidates))?;
-            Ok(ContainerRow { owner, ..next })
-        })
-        .await
-    }
-
-    /// Ends the running copy at once and waits until its owner says so.
-    async fn end_now(&self, name: &str) -> Result<(), Failure> {
-        let stopping = self
-            .change(name, |row| Ok(ContainerRow { desired: Desired::Stop { grace_ms: 0 }, ..row.clone() }))
-            .await?;
-        let work = async {
-            let id: ContainerId = stopping
-                .id
-                .parse()
-                .map_err(|_| Failure::new(Code::Internal, "a container id that is none"))?;
-            let mut changes = self.follow(id);
-            loop {
-                match changes.next().await? {
-                    Some((row, _)) if row.is_active() => {}
-                    Some(_) => return Ok(()),
-                    None => {
-                        return Err(Failure::new(
-                            Code::ContainerNotFound,
-                            format!("{name} was removed meanwhile"),
-                        ));
-                    }
-                }
-            }
+        let (container, epoch, number) = (row.id, row.epoch, request.checkpoint);
+        let operation = self.begin(What::Restore { container, epoch, number, to }, name).await?;
+        let is_restored = || {
+            let now = self.rows.get_stale::<ContainerRow>(&Key::Container(container));
+            now.is_none_or(|(now, _)| now.epoch > epoch)
         };
-        tokio::time::timeout(STOP_TIMEOUT, work).await.unwrap_or_else(|_| {
-            Err(Failure::new(Code::TimedOut, format!("{name} was told to end and did not within 30 s; its owner may be away: see `steadfast status`")))
-        })
+        self.follow_operation(&operation, is_restored).await?;
+        let (row, revision) = self.rows.container(name).await?;
+        Ok(self.shown(&row, revision))
     }
 
-    /// Takes a checkpoint of a container that this node owns.
+    /// Takes a checkpoint of a container, wherever it runs.
     pub(crate) async fn checkpoint_container(&self, name: &str) -> Result<types::Checkpoint, Failure> {
         let (row, _) = self.rows.container(name).await?;
         if row.state != ContainerState::Running {
@@ -257,8 +210,22 @@ impl Agent {
                 format!("{name} is {state}, and only a running container can be checkpointed"),
             ));
         }
-        let _asked = self.asked.during(row.id);
-        let taken = self.node.checkpoint(row.id).await.map_err(|error| {
+        let after = row.latest.as_ref().map_or(0, |latest| latest.number);
+        self.operate(What::Checkpoint { container: row.id, epoch: row.epoch, after }, name).await?;
+        let (row, _) = self.rows.container(name).await?;
+        let Some(latest) = row.latest.clone() else {
+            let message = format!("the checkpoint of {name} that was taken is gone already");
+            return Err(Failure::new(Code::CheckpointNotFound, message));
+        };
+        Ok(convert::checkpoint(&row, &latest, &self.rows.names()))
+    }
+
+    /// Takes a checkpoint of a container that this node owns.
+    pub(super) async fn checkpoint_here(&self, container: ContainerId) -> Result<(), Failure> {
+        let named = self.rows.get_stale::<ContainerRow>(&Key::Container(container));
+        let name = named.map_or_else(|| container.to_string(), |(row, _)| row.spec.name);
+        let _asked = self.asked.during(container);
+        let taken = self.node.checkpoint(container).await.map_err(|error| {
             let code = match &error {
                 steadfast::node::RequestError::Unanswered(why) => super::report::unanswered(*why),
                 steadfast::node::RequestError::Refused(reason) if reason.contains("checkpoint memory") => {
@@ -267,9 +234,8 @@ impl Agent {
                 steadfast::node::RequestError::Refused(_) => Code::CheckpointFailed,
             };
             Failure::new(code, self.with_names(&format!("no checkpoint of {name}: {error}")))
-        })?;
-        let latest = ContainerRow { latest: Some(taken.clone()), ..row };
-        Ok(convert::checkpoint(&latest, &taken, &self.rows.names()))
+        });
+        taken.map(|_| ())
     }
 
     /// One compare-and-set of a container's row, repeated while others change it.
@@ -381,7 +347,7 @@ fn new_row(id: ContainerId, spec: ContainerSpec, owner: NodeId) -> ContainerRow 
     }
 }
 
-fn check_checkpoint(row: &ContainerRow, number: Option<u64>) -> Result<u64, Failure> {
+pub(super) fn check_checkpoint(row: &ContainerRow, number: Option<u64>) -> Result<u64, Failure> {
     let name = &row.spec.name;
     let kept: Vec<String> = row.checkpoints().map(|checkpoint| checkpoint.number.to_string()).collect();
     let chosen = match number {
@@ -407,7 +373,7 @@ fn check_checkpoint(row: &ContainerRow, number: Option<u64>) -> Result<u64, Fail
     }
 }
 
-fn no_node(spec: &ContainerSpec, candidates: &[Candidate]) -> Failure {
+pub(super) fn no_node(spec: &ContainerSpec, candidates: &[Candidate]) -> Failure {
     let asked = |candidate: &&Candidate| spec.nodes.is_empty() || spec.nodes.contains(&candidate.node);
     let asked: Vec<&Candidate> = candidates.iter().filter(asked).collect();
     if !asked.is_empty() && !asked.iter().any(|candidate| candidate.meets(spec)) {

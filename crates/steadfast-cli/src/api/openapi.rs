@@ -202,6 +202,12 @@ pub const OPERATIONS: &[Operation] = &[
             Answer::One("KeyStatus"),
         )
     },
+    get(
+        "/v1/operations",
+        "What the cluster does in several steps, and what it did within the last hour",
+        Answer::Many("Operation"),
+    ),
+    get("/v1/operations/{name}", "One operation", Answer::One("Operation")),
     post(
         "/v1/nodes/{name}/replace",
         "Have a candidate take a node's place in one view; answers when it has",
@@ -547,7 +553,7 @@ fn components() -> utoipa::openapi::Components {
     let components =
         add::<types::StopRequest>(add::<types::RestoreRequest>(add::<types::InviteRequest>(components)));
     let components = add::<types::Invitation>(add::<types::KeyStatus>(components));
-    let components = add::<types::Changed>(add::<types::Probation>(components));
+    let components = add::<types::Changed>(add::<types::Probation>(add::<types::Operation>(components)));
     let components = add::<types::Evidence>(add::<types::Eliminated>(components));
     let components = add::<types::ReplaceRequest>(add::<types::DrainRequest>(components));
     let components = add::<event_types::EmitRequest>(add::<crate::events::cloud::CloudEvent>(components));

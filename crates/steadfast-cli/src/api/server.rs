@@ -80,6 +80,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/nodes/{name}/replace", post(replace_node))
         .route("/v1/nodes/{name}/drain", post(drain_node))
         .route("/v1/nodes/{name}/leave", post(leave_node))
+        .route("/v1/operations", get(operations))
+        .route("/v1/operations/{name}", get(operation))
         .route("/v1/containers", get(containers).post(run))
         .route("/v1/containers/{name}", get(container).delete(remove))
         .route("/v1/containers/{name}/changes", get(changes))
@@ -210,6 +212,14 @@ async fn leave_node(State(agent): Shared, Name(name): Name) -> Answer {
     json(&agent.leave_node(&name).await?)
 }
 
+async fn operations(State(agent): Shared) -> Answer {
+    json(&agent.shown_operations()?)
+}
+
+async fn operation(State(agent): Shared, Name(name): Name) -> Answer {
+    json(&agent.shown_operation(&name)?)
+}
+
 async fn containers(State(agent): Shared) -> Answer {
     json(&agent.shown_containers())
 }
@@ -252,11 +262,7 @@ async fn checkpoints_of(State(agent): Shared, Name(name): Name) -> Answer {
     json(&agent.shown_checkpoints(Some(&name)).await?)
 }
 
-async fn checkpoint(State(agent): Shared, Name(name): Name, request: Request) -> Answer {
-    let (row, _) = agent.rows.container(&name).await?;
-    if row.owner != agent.id {
-        return proxy::pass_on(&agent, row.owner, request).await;
-    }
+async fn checkpoint(State(agent): Shared, Name(name): Name) -> Answer {
     json(&agent.checkpoint_container(&name).await?)
 }
 

@@ -249,6 +249,35 @@ pub struct Changed {
     pub reason: String,
 }
 
+/// Something that the cluster does in several steps. It goes on whatever ends meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    /// Its name.
+    pub name: String,
+    /// What it is: `join`, `replace`, `drain`, `leave`, `checkpoint`, `restore` or `recover`.
+    pub verb: String,
+    /// What it does, in one sentence.
+    pub does: String,
+    /// `running`, `done` or `failed`.
+    pub state: String,
+    /// Which of its steps it is at, or was last.
+    pub step: u8,
+    /// How many steps it has.
+    pub steps: u8,
+    /// What the step waits for, while it runs.
+    pub waits_for: Option<String>,
+    /// The node that was asked for it; none where the cluster began it by itself.
+    pub asked_at: Option<String>,
+    /// When it began, in milliseconds since 1970.
+    pub begun_unix_ms: u64,
+    /// When it ended.
+    pub ended_unix_ms: Option<u64>,
+    /// The code of what it failed for.
+    pub code: Option<String>,
+    /// Why it failed.
+    pub why: Option<String>,
+}
+
 /// What to run: the same keys as the spec file, with the same texts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]

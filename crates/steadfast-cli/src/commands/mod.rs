@@ -24,6 +24,7 @@ pub mod leave;
 pub mod links;
 pub mod logs;
 pub mod nodes;
+pub mod operations;
 pub mod page;
 pub mod ps;
 pub mod reference;
@@ -125,6 +126,7 @@ pub enum Verb {
     Replace(replace::Args),
     Leave(leave::Args),
     Drain(drain::Args),
+    Operations(operations::Args),
     Run(run::Args),
     Ps(ps::Args),
     Logs(logs::Args),
@@ -204,6 +206,7 @@ fn dispatch(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Verb::Status(args) => block_on(status::run(args, context))?.map(done),
         Verb::Nodes(args) => block_on(nodes::run(args, context))?.map(done),
         Verb::Links(args) => block_on(links::run(args, context))?.map(done),
+        Verb::Operations(args) => block_on(operations::run(args, context))?.map(done),
         Verb::Views(args) => block_on(views::run(args, context))?.map(done),
         Verb::Events(args) => block_on(events::run(args, context))?.map(done),
         Verb::Page(args) => block_on(page::run(args, context))?.map(done),

@@ -152,6 +152,7 @@ mod tests {
             "replace",
             "leave",
             "drain",
+            "operations",
             "device",
             "groups",
             "episode",

@@ -28,6 +28,7 @@ mod links;
 mod members;
 mod on_etcd;
 mod openapi;
+mod operations;
 mod outside;
 mod page;
 mod power;

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod embedded;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod in_catalog;
 pub mod index;
 pub mod keeper;
 pub mod log;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use self::disk::{Disk, Folder};
 pub use self::embedded::Embedded;
+pub use self::in_catalog::InCatalog;
 pub use self::index::{Index, IndexError};
 pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Known, Parts, RunHere, Runner};
 pub use self::log::{Log, LogError, OpenError, Records, Settings};

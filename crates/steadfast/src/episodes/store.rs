@@ -3,7 +3,7 @@
 //! A keeper gives a store every record of its machine, in order, and lets nothing out that rests on a record before the store
 //! has committed it. A store that keeps what happened writes the records; one that keeps what is asks the machine for the
 //! instances that the records changed: at a commit both are the same. It decides nothing about episodes. Read next:
-//! [`super::embedded`], the one on a node's own disk.
+//! [`super::embedded`], the one on a node's own disk, and [`super::in_catalog`], that of the cluster itself.
 
 use std::fmt;
 
@@ -29,6 +29,12 @@ pub enum StoreError {
     /// A record, or an instance, can't be read: another program wrote it.
     #[error("the store of episodes holds something that this version can not read: {0}")]
     Decode(#[from] DecodeError),
+    /// The catalog does not answer.
+    #[error(transparent)]
+    Catalog(#[from] crate::catalog::CatalogError),
+    /// Another node has taken these instances over; what was not committed did not happen.
+    #[error("another node keeps these instances now")]
+    Fenced,
 }
 
 /// Where the instances of one keeper outlast it. A call that fails is the last one.
