@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use steadfast_proto::catalog::{
-    Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
-    Requirements, Restart, Root, View, ViewReason,
+    Change, CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, DrainRow, Key,
+    NodeRow, Requirements, Restart, Root, View, ViewReason,
 };
 use steadfast_proto::detect::{self, Evidence, Opinion, Subject};
 use steadfast_proto::ids::{ClusterId, ContainerId, Digest, Epoch, Incarnation, NetworkId, NodeId};
@@ -91,6 +91,10 @@ impl World {
             ["power-on", node] => {
                 self.hosts[host(node)].powered = true;
                 self.start(host(node));
+            }
+            ["leave", node] => {
+                let node = id(host(node));
+                self.commit(Change::Drain(node, Some(DrainRow { node, leave: true })));
             }
             ["cut-off", node] => self.side[host(node)] = 1,
             ["heal"] => self.side.fill(0),
@@ -502,6 +506,11 @@ fn check(story: &str) {
 #[test]
 fn a_silent_death_ends_in_a_recovery() {
     check("silent-death.txt");
+}
+
+#[test]
+fn a_death_just_after_another_node_left_is_a_removal() {
+    check("leave-and-death.txt");
 }
 
 #[test]

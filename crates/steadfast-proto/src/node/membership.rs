@@ -118,7 +118,7 @@ impl Node {
         self.note_fences(now, &view, out);
         let mut condemned = self.detector.condemned(now);
         condemned.retain(|node, _| view.has(*node));
-        if !leaves_quorum(&view, &condemned) {
+        if !leaves_quorum(&view, &condemned, |node| self.grants_in(now, node, &view)) {
             condemned.clear();
         }
         self.tend_leader(now, &view, out);
@@ -185,6 +185,13 @@ impl Node {
         let own = self.detector.silence(now, node).map_or(Duration::ZERO, |(_, limit)| limit);
         let limit = own.max(self.settings.detect.interval.saturating_mul(FRESH_BEATS));
         self.detector.heard_at(node).is_some_and(|heard_at| now.since(heard_at) <= limit)
+    }
+
+    /// Whether grantor `node` counts in `view`: as a member, or as one that left, or was replaced, and has installed it all the
+    /// same: until its machine is turned off it grants, and vouches, as before.
+    fn grants_in(&self, now: Time, node: NodeId, view: &View) -> bool {
+        let follows = || self.peers.get(&node).is_some_and(|peer| peer.view == view.id);
+        view.has(node) || (self.is_fresh(now, node) && follows())
     }
 
     /// Stands for leader of the catalog's engine when a majority agrees that the last leader is dead.
@@ -261,7 +268,7 @@ impl Node {
             *id == own
                 || (self.is_fresh(now, *id) && self.peers.get(id).is_some_and(|peer| peer.view == view.id))
         });
-        let grantors = view.grantors.iter().filter(|id| view.has(**id)).count();
+        let grantors = view.grantors.iter().filter(|id| self.grants_in(now, **id, view)).count();
         if !settled || grantors < view.grantor_majority() {
             self.membership.settled_since = None;
             return;
@@ -309,8 +316,12 @@ impl Node {
 
 /// Whether a majority of the grantors would be left: without it a removal can't commit now, and must not do so later,
 /// when the network is whole again and what it rests on is of the past.
-fn leaves_quorum(view: &View, condemned: &BTreeMap<NodeId, BTreeSet<NodeId>>) -> bool {
-    let left = view.grantors.iter().filter(|id| view.has(**id) && !condemned.contains_key(id));
+fn leaves_quorum(
+    view: &View,
+    condemned: &BTreeMap<NodeId, BTreeSet<NodeId>>,
+    grants: impl Fn(NodeId) -> bool,
+) -> bool {
+    let left = view.grantors.iter().filter(|id| grants(**id) && !condemned.contains_key(id));
     left.count() >= view.grantor_majority()
 }
 
@@ -329,8 +340,9 @@ mod tests {
         let condemned = |nodes: std::ops::RangeInclusive<u128>| {
             nodes.map(|node| (NodeId(node), BTreeSet::new())).collect::<BTreeMap<_, _>>()
         };
-        assert!(leaves_quorum(&view, &condemned(9..=16)));
-        assert!(leaves_quorum(&view, &condemned(1..=2)));
-        assert!(!leaves_quorum(&view, &condemned(1..=3)));
+        let leaves = |condemned| leaves_quorum(&view, &condemned, |node| view.has(node));
+        assert!(leaves(condemned(9..=16)));
+        assert!(leaves(condemned(1..=2)));
+        assert!(!leaves(condemned(1..=3)));
     }
 }
