@@ -27,7 +27,7 @@ pub(crate) fn bed(arguments: &[String]) -> Result<()> {
 pub(crate) fn soak(arguments: &[String]) -> Result<()> {
     let machine = setup::prepare(Scope::Tests)?;
     let run = Run::cargo(
-        "nextest run --package steadfast-cli --test cluster --package steadfast --test catalog_history --no-capture --ignore-default-filter a_long_run",
+        "nextest run --package steadfast-cli --package steadfast --no-capture --ignore-default-filter a_long_run",
     );
     machine.offer_criu(run.args(arguments).env("STEADFAST_SOAK", "1")).perform()
 }

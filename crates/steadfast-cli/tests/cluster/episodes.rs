@@ -10,10 +10,10 @@ use steadfast_cli::bed::Host;
 
 use super::support::{BINARY, Trial, builder};
 
-const PYTHON: &str = "/usr/bin/python3";
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// An account: what is passed on goes round the accounts, one less at each, until it has gone far enough.
-const ACCOUNT: &str = r#"
+pub(crate) const ACCOUNT: &str = r#"
 import json, sys
 told = json.load(sys.stdin)
 event, state = told["event"], told["state"]
@@ -49,7 +49,7 @@ else:
     print(json.dumps({"state": told["event"]["payload"], "end": {"seen": told["event"]["payload"]}}))
 "#;
 
-fn script(trial: &Trial, name: &str, text: &str) -> PathBuf {
+pub(crate) fn script(trial: &Trial, name: &str, text: &str) -> PathBuf {
     let path = trial.bed.base().join(name);
     std::fs::write(&path, text).unwrap();
     path
@@ -207,45 +207,6 @@ fn a_program_that_fails_waits_for_a_person_and_goes_on() {
     trial.wait("it to be cancelled", || (show(alpha, "account/1").row.doing == "cancelled").then_some(()));
 }
 
-#[test]
-fn money_that_goes_round_is_conserved_though_agents_are_killed() {
-    const ACCOUNTS: u64 = 6;
-    const HOPS: u64 = 24;
-    let trial = Trial::with(builder());
-    let alpha = trial.bed.host(0);
-    deploy_account(&trial, alpha);
-    for number in 0..ACCOUNTS {
-        let next = format!("{{\"next\": \"account/{}\"}}", (number + 1) % ACCOUNTS);
-        alpha.steadfast_text(&["episode", "start", &format!("account/{number}"), &next]).unwrap();
-    }
-    for number in 0..ACCOUNTS {
-        let pass = format!("{{\"amount\": {}, \"hops\": {HOPS}}}", number + 1);
-        alpha.steadfast_text(&["episode", "send", &format!("account/{number}"), "pass", &pass]).unwrap();
-    }
-    for round in 0..6 {
-        let host = trial.bed.host(round % 3);
-        host.kill_agent().unwrap();
-        host.start_agent().unwrap();
-        host.wait_ready().unwrap();
-    }
-    trial.bed.wait_members(3).unwrap();
-    trial.wait("all money to have gone all the way", || {
-        (totals(alpha, ACCOUNTS)? == (1_000 * ACCOUNTS, ACCOUNTS * HOPS)).then_some(())
-    });
-    wait_quiet(&trial, ACCOUNTS);
-    assert_eq!(totals(alpha, ACCOUNTS), Some((1_000 * ACCOUNTS, ACCOUNTS * HOPS)));
-}
-
-/// All balances together, and how many deposits there were.
-fn totals(host: &Host, accounts: u64) -> Option<(u64, u64)> {
-    (0..accounts).try_fold((0, 0), |(balance, deposits), number| {
-        let name = format!("account/{number}");
-        let shown = host.steadfast_as::<Instance>(&["-o", "json", "episode", "show", &name]).ok()?;
-        let state: serde_json::Value = serde_json::from_str(shown.state.get()).ok()?;
-        Some((balance + state["balance"].as_u64()?, deposits + state["deposits"].as_u64()?))
-    })
-}
-
 /// Waits until nothing is remembered of any message, anywhere.
 fn wait_quiet(trial: &Trial, accounts: u64) {
     let host = trial.bed.host(0);
@@ -270,12 +231,22 @@ fn blocks(language: &str) -> Vec<&'static str> {
 #[test]
 fn the_guide_builds_an_order_that_is_paid_for_and_shipped() {
     let trial = Trial::with(builder());
-    let (python, wat) = (blocks("python"), blocks("wat"));
-    assert_eq!((python.len(), wat.len()), (2, 1), "the guide has three programs");
-    script(&trial, "order.py", python[0]);
+    let (rust, python, wat) = (blocks("rust"), blocks("python"), blocks("wat"));
+    assert_eq!((rust.len(), python.len(), wat.len()), (1, 1, 1), "the guide has three programs");
+    let source = include_str!("../../../steadfast/examples/order.rs");
+    let (_, source) = source.split_once("\n\n").unwrap();
+    assert_eq!(rust[0], source, "the guide's program is the example, which is built with the tests");
+    let order = Path::new(BINARY).with_file_name("examples").join("order");
+    assert!(order.exists(), "build it first: cargo build -p steadfast --example order");
     script(&trial, "payment.wat", wat[0]);
-    let path = script(&trial, "shipment.py", python[1]);
-    let served: Vec<Served> = trial.bed.hosts().iter().map(|host| Served::start(host, &path)).collect();
+    let shipment = script(&trial, "shipment.py", python[0]);
+    let mut served = Vec::new();
+    for host in trial.bed.hosts() {
+        served.push(Served::start(host, Command::new(&order)));
+        let mut python = Command::new(PYTHON);
+        python.arg(&shipment);
+        served.push(Served::start(host, python));
+    }
     let lines: Vec<&str> = blocks("console")[0].lines().collect();
     let mut said = String::new();
     for (at, line) in lines.iter().enumerate() {
@@ -298,13 +269,12 @@ fn the_guide_builds_an_order_that_is_paid_for_and_shipped() {
     drop(served);
 }
 
-/// The guide's shipment, as it runs on one host.
-struct Served(Child);
+/// A program of an end point, as it runs on one host.
+pub(crate) struct Served(Child);
 
 impl Served {
-    fn start(host: &Host, path: &Path) -> Served {
-        let mut command = Command::new(PYTHON);
-        command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    pub(crate) fn start(host: &Host, mut command: Command) -> Served {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Served(host.spawn(&mut command).unwrap())
     }
 }

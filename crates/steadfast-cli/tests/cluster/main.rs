@@ -35,6 +35,7 @@ mod power;
 mod programs;
 mod refusals;
 mod restarts;
+mod rings;
 mod splits;
 mod support;
 mod tokens;

@@ -19,6 +19,8 @@ mod recovery;
 mod segment;
 #[doc(hidden)]
 pub mod simulated;
+#[cfg(feature = "programs")]
+mod served;
 pub mod store;
 #[cfg(feature = "programs")]
 pub mod typed;
@@ -33,6 +35,8 @@ pub use self::in_catalog::InCatalog;
 pub use self::index::{Index, IndexError};
 pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Known, Parts, RunHere, Runner};
 pub use self::log::{Log, LogError, OpenError, Records, Settings};
+#[cfg(feature = "programs")]
+pub use self::served::serve;
 pub use self::store::{Store, StoreError};
 #[cfg(feature = "programs")]
 pub use self::typed::{Context, Durable, Then, runner};

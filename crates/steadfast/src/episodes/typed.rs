@@ -39,7 +39,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use steadfast_proto::episode::{Event, Failure, Match, Next, Outcome, Outgoing, Task, Wait};
+use steadfast_proto::episode::{Event, EventId, Failure, Match, Next, Outcome, Outgoing, Task, Wait};
 use steadfast_proto::exchange::{Blob, Name, Text};
 use steadfast_proto::time::Time;
 
@@ -184,18 +184,21 @@ pub fn runner(program: impl Durable) -> Runner {
     }))
 }
 
-fn run<P: Durable>(program: &P, task: &Task) -> Result<Outcome, String> {
+pub(super) fn run<P: Durable>(program: &P, task: &Task) -> Result<Outcome, String> {
     let mut state = if task.state.is_empty() {
         P::State::default()
     } else {
         serde_json::from_slice(&task.state).map_err(|error| format!("its state can not be read: {error}"))?
     };
-    let Event { kind, payload, .. } = &task.event;
-    let payload: Value = if payload.is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_slice(payload)
-            .map_err(|error| format!("the payload of {kind} is no JSON: {error}"))?
+    let Event { id, kind, payload, .. } = &task.event;
+    let payload = match id {
+        _ if payload.is_empty() => Value::Null,
+        // The core writes a sentence, and knows no JSON.
+        EventId::Notice(_) if &**kind == Event::UNDELIVERABLE => String::from_utf8_lossy(payload).into(),
+        EventId::Notice(_) | EventId::Message { .. } | EventId::Request(_) | EventId::Timer(_) => {
+            serde_json::from_slice(payload)
+                .map_err(|error| format!("the payload of {kind} is no JSON: {error}"))?
+        }
     };
     let told = if payload.is_null() {
         json!({ "kind": &**kind })
@@ -218,8 +221,6 @@ fn written(value: &impl Serialize) -> Result<Blob, String> {
 
 #[cfg(test)]
 mod tests {
-    use steadfast_proto::episode::EventId;
-
     use super::*;
 
     fn drawn(episode: u64) -> [u64; 2] {
@@ -230,6 +231,40 @@ mod tests {
         let task = Task { name, version: 1, run: 1, episode, state: Blob::empty(), event, now: Time::ZERO };
         let mut context = Context { task: &task, messages: Vec::new(), answer: None, drawn: 0 };
         [context.random(), context.random()]
+    }
+
+    #[derive(serde::Deserialize)]
+    #[serde(tag = "kind", content = "payload", rename_all = "lowercase")]
+    enum Told {
+        Undeliverable(String),
+    }
+
+    struct Sender;
+
+    impl Durable for Sender {
+        type State = ();
+        type Told = Told;
+
+        fn episode(&self, (): &mut (), told: Told, _: &mut Context<'_>) -> Result<Then, String> {
+            let Told::Undeliverable(why) = told;
+            Then::end(&why)
+        }
+    }
+
+    #[test]
+    fn why_a_message_came_back_is_a_text() {
+        let name = Name::parse("a/1").expect("a name");
+        let event = Event {
+            id: EventId::Notice(1),
+            kind: Event::UNDELIVERABLE.into(),
+            source: None,
+            correlation: None,
+            payload: Blob::from(b"there is no b/2".to_vec()),
+        };
+        let task =
+            Task { name, version: 1, run: 1, episode: 2, state: Blob::empty(), event, now: Time::ZERO };
+        let outcome = run(&Sender, &task).expect("an episode");
+        assert_eq!(outcome.next, Next::End(Blob::from(br#""there is no b/2""#.to_vec())));
     }
 
     #[test]
