@@ -185,7 +185,8 @@ pub struct Episodes {
     pub(super) parties: BTreeMap<Name, BTreeSet<Name>>,
     /// What instances here say to each other.
     pub(super) local: VecDeque<Message>,
-    pub(super) woken: Vec<Name>,
+    /// Whom to see to, in the order in which they were woken: what is due first is run first.
+    pub(super) woken: VecDeque<Name>,
     pub(super) counters: Counters,
 }
 
@@ -203,7 +204,7 @@ impl Episodes {
             timers: BTreeSet::new(),
             parties: BTreeMap::new(),
             local: VecDeque::new(),
-            woken: Vec::new(),
+            woken: VecDeque::new(),
             counters: Counters::default(),
         }
     }
@@ -327,8 +328,8 @@ impl Episodes {
 
     /// Sees to an instance before the step ends.
     pub(super) fn wake(&mut self, name: &Name) {
-        if self.woken.last() != Some(name) {
-            self.woken.push(name.clone());
+        if self.woken.back() != Some(name) {
+            self.woken.push_back(name.clone());
         }
     }
 
@@ -417,7 +418,7 @@ impl Machine for Episodes {
         loop {
             if let Some(message) = self.local.pop_front() {
                 self.hear(now, message, out);
-            } else if let Some(name) = self.woken.pop() {
+            } else if let Some(name) = self.woken.pop_front() {
                 self.attend(now, &name, out);
             } else {
                 break;

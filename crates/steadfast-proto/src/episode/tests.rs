@@ -166,3 +166,24 @@ fn an_effect_that_never_will_be_is_undeliverable_and_one_that_may_be_is_kept() {
     assert_eq!((&*event.kind, &*event.payload), (Event::UNDELIVERABLE, b"no such shop".as_slice()));
     assert!(instance.outboxes.values().all(crate::exchange::Outbox::is_empty));
 }
+
+#[test]
+fn deadlines_that_have_come_together_are_met_in_their_order() {
+    let mut episodes = Episodes::new(Settings::default(), NodeId(1), 1);
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Deployed([("b".into(), Program::default())].into()), &mut out);
+    let deadlines = [5, 2, 9, 1, 7].map(|second| Time::from_nanos(second * 1_000_000_000));
+    for (key, deadline) in deadlines.into_iter().enumerate() {
+        let name = name(&format!("b/{key}"));
+        let request = Request::Start { name: name.clone(), payload: Blob::empty(), key: None, wait: false };
+        episodes.step(Time::ZERO, Input::Request { token: 1, request }, &mut out);
+        let run = out.run.pop().expect("it begins").run;
+        let next = Next::Wait(Wait { any: Vec::new(), deadline: Some(deadline) });
+        let result = Ok(Outcome { next, ..Outcome::default() });
+        episodes.step(Time::ZERO, Input::Ran { name, run, result }, &mut out);
+    }
+    let mut due = Batch::default();
+    episodes.step(Time::from_nanos(60_000_000_000), Input::Deadline, &mut due);
+    let keys: Vec<&str> = due.run.iter().map(|task| task.name.key()).collect();
+    assert_eq!(keys, ["3", "1", "0", "4", "2"]);
+}

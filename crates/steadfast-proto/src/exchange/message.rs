@@ -146,9 +146,9 @@ pub enum DecodeError {
 impl Frame {
     /// The frame's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
-        out = postcard::to_extend(self, out).expect("a vector takes everything");
-        out
+        let mut out = Vec::with_capacity(self.messages.iter().map(Message::weight).sum());
+        out.push(VERSION);
+        postcard::to_extend(self, out).expect("a vector takes everything")
     }
 
     /// The frame in `bytes`.

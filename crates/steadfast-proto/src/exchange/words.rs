@@ -191,6 +191,11 @@ impl Name {
     /// # Errors
     /// It is none.
     pub fn parse(text: &str) -> Result<Name, NameError> {
+        Name::check(text)?;
+        Ok(Name(Text(text.into())))
+    }
+
+    fn check(text: &str) -> Result<(), NameError> {
         let (program, key) = text.split_once('/').ok_or_else(|| NameError::Shape(text.to_owned()))?;
         let fits =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
@@ -202,7 +207,7 @@ impl Name {
         if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains(odd) {
             return Err(NameError::Key(key.to_owned()));
         }
-        Ok(Name(Text(text.into())))
+        Ok(())
     }
 
     /// What the instance runs.
@@ -252,7 +257,8 @@ impl Serialize for Name {
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         let text = Text::deserialize(deserializer)?;
-        Name::parse(&text).map_err(D::Error::custom)
+        Name::check(&text).map_err(D::Error::custom)?;
+        Ok(Name(text))
     }
 }
 

@@ -29,6 +29,8 @@ use crate::net::datagram;
 
 /// How many inputs make one group at most.
 const GROUP_MAX: usize = 4_096;
+/// How many records make a group, about: while they are made durable, others already work on what the group before said.
+const GROUP_RECORDS: usize = 1_024;
 /// How many frames of other nodes wait at most; one more is lost, and what it said is said again.
 const FRAMES_MAX: usize = 1_024;
 /// How many rounds of programs of this process run within one group.
@@ -38,7 +40,7 @@ const LAZY: Duration = Duration::from_millis(20);
 /// After how long without anything at all the store is told so.
 const IDLE: Duration = Duration::from_secs(1);
 /// How many bytes of messages one frame carries, about.
-const FRAME_BYTES: usize = 1 << 20;
+const FRAME_BYTES: usize = 64 << 10;
 
 /// Carries frames to other nodes. May lose, double and reorder them, and never blocks.
 pub trait Carrier: Send {
@@ -325,6 +327,9 @@ impl State {
                     return self.end();
                 }
                 self.take(command);
+                if self.batch.persist.len() + self.batch.run.len() >= GROUP_RECORDS {
+                    break;
+                }
             }
             if self.episodes.deadline().is_some_and(|deadline| deadline <= self.clock.now()) {
                 self.step(Input::Deadline);

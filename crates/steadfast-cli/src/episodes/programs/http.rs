@@ -21,8 +21,9 @@ use tokio::net::UnixStream;
 use super::{DeployError, Limits, Ran, json, too_long};
 use crate::events::sinks::connect::{Address, Trust, Wire};
 
-/// How many connections to one end point are kept while nobody uses them.
-const IDLE_MAX: usize = 16;
+/// How many connections to one end point are kept while nobody uses them: as many as an agent runs episodes at once, or some
+/// would be made anew for each.
+const IDLE_MAX: usize = 64;
 /// Which episode of which instance a request is for.
 const EPISODE_HEADER: &str = "steadfast-episode";
 const EXAMPLE: &str = "http://127.0.0.1:8080/order";
