@@ -29,6 +29,7 @@ fn main() -> anyhow::Result<()> {
         ["detect", rest @ ..] => detect::run(rest),
         ["events", rest @ ..] => events::run(rest),
         ["exchange", rest @ ..] => exchange::run(rest),
+        ["exchange-program" | "exchange-nodes" | "exchange-store", ..] => exchange::child(&words),
         ["catalog", rest @ ..] => catalog::run(rest),
         ["catalog-member", folder, member] => {
             catalog::member::serve(folder.as_ref(), member.parse().context("a member has a number")?)
@@ -42,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         ["main", part] => main_part(part),
         [name, ..] => {
             bail!(
-                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16|page], exchange [inproc|past]"
+                "there is no benchmark '{name}'; there are: main [loss|freeze|ship|idle], catalog [load|watch|failover|idle|replace|views], detect [PART...], events [local|remote|fanout|all16|page], exchange [restate|past|syncs|recovery|idle|waiting|timers|inproc|outproc]"
             )
         }
     }

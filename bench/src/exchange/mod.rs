@@ -2,105 +2,114 @@
 //!
 //! Chains: two instances send each other the same 512 bytes again and again, each with 512 bytes of state, each hop one whole
 //! exchange of four steps. Both nodes are keepers of the library with a log and an index each, joined by TCP over loopback.
+//! [`compare`] has the rates, beside Restate's; [`lives`] what is measured on processes that are traced, killed and started anew.
 
+mod chain;
+mod compare;
+mod histogram;
+mod lives;
 mod nodes;
+mod program;
+mod restate;
 
 use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use steadfast_proto::episode::Mode;
 
-use crate::report::{Report, describe_machine, median};
-use nodes::Pair;
+use crate::report::{Report, describe_machine};
+use nodes::{Folder, Pair, Served};
 
-const ROUNDS: usize = 5;
-/// How long one round of one contender lasts, after as long to warm up.
-const ROUND: Duration = Duration::from_secs(2);
-const CHAINS: [usize; 4] = [1, 16, 64, 1_024];
+/// Bytes of each state and of each message.
+const BYTES: usize = 512;
+/// All parts but those that `restate` has too.
+const PARTS: [&str; 7] = ["restate", "past", "syncs", "recovery", "idle", "waiting", "timers"];
+/// After how many exchanges the store is measured.
+const FEW: u64 = 10_000;
+const MANY: u64 = 10_000_000;
 
 /// Runs the named parts, or all.
 pub fn run(parts: &[&str]) -> anyhow::Result<()> {
     describe_machine()?;
     let mut report = Report::default();
-    let parts = if parts.is_empty() { &["inproc", "past"][..] } else { parts };
+    let parts = if parts.is_empty() { &PARTS[..] } else { parts };
     let outcome = parts.iter().try_for_each(|part| measure(part, &mut report));
     report.print();
     outcome
 }
 
-fn measure(part: &str, report: &mut Report) -> anyhow::Result<()> {
-    match part {
-        "inproc" => in_process(report),
-        "past" => past(report),
-        other => bail!("the benchmark 'exchange' has no part '{other}'; it has inproc and past"),
+/// What a process of this benchmark is that it starts itself.
+pub fn child(words: &[&str]) -> anyhow::Result<()> {
+    match words {
+        ["exchange-program", socket] => program::serve(Path::new(socket)),
+        ["exchange-nodes", chains, folder] => {
+            lives::nodes(Path::new(folder), chains.parse().context("chains are counted")?)
+        }
+        ["exchange-store", kind, count, folder] => {
+            lives::store(kind, count.parse().context("instances are counted")?, Path::new(folder))
+        }
+        _ => bail!("'{}' is no process of the benchmark 'exchange'", words.join(" ")),
     }
 }
 
-fn in_process(report: &mut Report) -> anyhow::Result<()> {
-    for chains in CHAINS {
-        for mode in [Mode::Strict, Mode::Pipelined] {
-            if mode == Mode::Pipelined && chains != 1_024 {
-                continue;
-            }
-            let (mut rates, mut limits, mut latencies, mut syncs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for round in 1..=ROUNDS {
-                let limit = syncs_per_second()?;
-                let pair = Pair::start(chains, mode)?;
-                std::thread::sleep(ROUND);
-                let (before, start) = (pair.counts(), Instant::now());
-                std::thread::sleep(ROUND);
-                let (after, seconds) = (pair.counts(), start.elapsed().as_secs_f64());
-                let hops = (after.hops - before.hops) as f64;
-                pair.stop()?;
-                let per_exchange = (after.syncs - before.syncs) as f64 / hops;
-                println!(
-                    "{mode:?} {chains} chains, round {round}: {:.0} exchanges/s, {per_exchange:.4} syncs each; the disk {limit:.0} syncs/s",
-                    hops / seconds
-                );
-                rates.push(hops / seconds);
-                limits.push(limit);
-                syncs.push(per_exchange);
-                latencies.push(seconds * 1e6 * chains as f64 / hops);
-            }
-            let name = if mode == Mode::Strict { format!("n{chains}") } else { format!("n{chains}.pipelined") };
-            report.figure(&format!("exchange.per_s.{name}"), median(&rates), "exchanges/s");
-            report.figure(&format!("exchange.hop_us.{name}"), median(&latencies), "us");
-            report.figure(&format!("exchange.syncs.{name}"), median(&syncs), "syncs");
-            report.rate_ratio(&format!("exchange.group.vs_fsync.{name}"), median(&rates), median(&limits), "1/s");
-        }
+fn measure(part: &str, report: &mut Report) -> anyhow::Result<()> {
+    match part {
+        "inproc" => compare::in_process(report),
+        "outproc" => compare::out_of_process(report),
+        "restate" => compare::with_restate(report),
+        "past" => past(report),
+        "syncs" => lives::syncs(report),
+        "recovery" => lives::recovery(report),
+        "idle" => lives::idle(report),
+        "waiting" => lives::waiting(report),
+        "timers" => lives::timers(report),
+        other => bail!(
+            "the benchmark 'exchange' has no part '{other}'; it has {}, and inproc and outproc without Restate",
+            PARTS.join(", ")
+        ),
     }
-    Ok(())
 }
 
 /// What is left when everything has ended: bytes for messages, and how the folders have grown.
 fn past(report: &mut Report) -> anyhow::Result<()> {
-    let pair = Pair::start(64, Mode::Strict)?;
+    const CHAINS: usize = 64;
+    let folder = Folder::new("past")?;
+    let pair = Pair::start(folder.path(), Mode::Pipelined, &Served::Here)?;
+    // Not before all are there, or the first would have come far already.
+    pair.chain.hold();
+    pair.begin_chains(CHAINS)?;
+    pair.hold()?;
+    let start = Instant::now();
     let mut sizes = Vec::new();
-    for hops in [10_000, 1_000_000] {
-        while pair.counts().hops < hops {
-            std::thread::sleep(Duration::from_millis(10));
+    for hops in [FEW, MANY] {
+        pair.go_on(CHAINS)?;
+        while pair.chain.hops() < hops {
+            std::thread::sleep(Duration::from_millis(1));
         }
         pair.hold()?;
-        let kept = pair.bytes_of_messages()?;
-        let size = pair.folder_bytes()?;
-        println!("after {} exchanges: {kept} bytes for messages, folders of {size} bytes", pair.counts().hops);
+        let (kept, size, done) = (pair.bytes_of_messages()?, folder.bytes()?, pair.chain.hops());
+        println!(
+            "after {done} exchanges and {:.0?}: {kept} bytes for messages, folders of {size} bytes",
+            start.elapsed()
+        );
         sizes.push(size);
-        if hops == 1_000_000 {
-            report.figure("exchange.bytes_per_past_message", kept as f64 / pair.counts().hops as f64, "B");
-        } else {
-            pair.go_on();
+        if hops == MANY {
+            report.figure("exchange.bytes_per_past_message", kept as f64 / done as f64, "B");
         }
     }
+    pair.stop()?;
+    println!("after a stop: folders of {} bytes", folder.bytes()?);
     if let [small, large] = sizes[..] {
         report.figure("exchange.store_growth", large as f64 / small as f64, "x");
     }
-    pair.stop()
+    Ok(())
 }
 
 /// F: how often a second 512 bytes in a file of zeros can be made durable.
 fn syncs_per_second() -> anyhow::Result<f64> {
-    let folder = nodes::folder("limit")?;
+    let folder = Folder::new("limit")?;
     let mut file = std::fs::File::create(folder.path().join("zeros"))?;
     file.write_all(&vec![0; 16 << 20])?;
     file.sync_all()?;

@@ -4,39 +4,57 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use steadfast::episodes::{Carrier, Deployment, Embedded, Keeper, Known, Parts, Runner};
-use steadfast_proto::episode::{
-    Effect, Failure, Input, Instance, Mode, Next, Outcome, Outgoing, Program, Request, Settings, Task, Wait, home_of,
-};
-use steadfast_proto::exchange::{Blob, Frame, Message, Name};
+use steadfast::episodes::{Carrier, Deployment, Embedded, Keeper, KeeperError, Known, Parts, Runner};
+use steadfast_cli::episodes::programs::{Limits, Prepared, Source};
+use steadfast_proto::episode::{Effect, Instance, Mode, Program, Request, Settings, home_of};
+use steadfast_proto::exchange::{Blob, Frame, Message, Name, Text};
 use steadfast_proto::ids::{Incarnation, NodeId};
+use tokio::sync::Semaphore;
 
-/// Bytes of each state and of each message.
-const BYTES: usize = 512;
+use super::chain::{Chain, Role};
+
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What was counted since the start.
-#[derive(Clone, Copy, Debug)]
-pub struct Counts {
-    /// Messages that have taken effect.
-    pub hops: u64,
-    /// Commits of both logs.
-    pub syncs: u64,
-}
+/// How many episodes of a node run elsewhere at the same time, as in an agent.
+const RUNS_MAX: usize = 64;
+const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
 
 /// A folder on the disk of the target folder, removed with this.
+#[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
+    /// A new one. Not in memory: what is measured is a disk.
+    pub fn new(name: &str) -> anyhow::Result<Folder> {
+        let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/exchange");
+        let path = base.join(format!("{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path)?;
+        Ok(Folder(path))
+    }
+
     /// Where.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Bytes that all files in it take from the disk; the store reserves more than it writes.
+    pub fn bytes(&self) -> anyhow::Result<u64> {
+        fn size(path: &Path) -> std::io::Result<u64> {
+            let mut total = 0;
+            for entry in fs::read_dir(path)? {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                total += if metadata.is_dir() { size(&entry.path())? } else { metadata.blocks() * 512 };
+            }
+            Ok(total)
+        }
+        Ok(size(&self.0)?)
     }
 }
 
@@ -47,23 +65,21 @@ impl Drop for Folder {
     }
 }
 
-/// A new folder. Not in memory: what is measured is a disk.
-pub fn folder(name: &str) -> anyhow::Result<Folder> {
-    let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/exchange");
-    let path = base.join(format!("{name}-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&path);
-    fs::create_dir_all(&path)?;
-    Ok(Folder(path))
+/// Where the program of the chains runs.
+#[derive(Clone, Debug)]
+pub enum Served {
+    /// In this process.
+    Here,
+    /// In another process, behind this address.
+    Http(String),
 }
 
-/// Both nodes, with chains between them.
+/// Both nodes.
 pub struct Pair {
     keepers: [Keeper; 2],
-    folders: [Folder; 2],
-    hops: Arc<AtomicU64>,
-    held: Arc<AtomicBool>,
     runtime: tokio::runtime::Runtime,
-    chains: Vec<[Name; 2]>,
+    /// What the program of this process knows.
+    pub chain: Arc<Chain>,
 }
 
 struct Wire {
@@ -88,58 +104,72 @@ impl Carrier for Wire {
 }
 
 impl Pair {
-    /// Starts them and `chains` chains.
-    pub fn start(chains: usize, mode: Mode) -> anyhow::Result<Pair> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?;
+    /// Goes on with what is in the folder.
+    pub fn start(folder: &Path, mode: Mode, served: &Served) -> anyhow::Result<Pair> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let near = TcpStream::connect(listener.local_addr()?)?;
         let (far, _) = listener.accept()?;
-        let folders = [folder("one")?, folder("two")?];
-        let nodes = [NodeId(1), NodeId(2)];
-        let mut keepers = Vec::new();
-        for ((stream, folder), me) in [near, far].into_iter().zip(&folders).zip(nodes) {
+        let chain = Arc::new(Chain::new());
+        let runner = runner(served, &chain, &runtime)?;
+        let life = Incarnation(std::time::UNIX_EPOCH.elapsed()?.as_secs());
+        let mut opening = Vec::new();
+        for ((stream, name), me) in [near, far].into_iter().zip(["one", "two"]).zip(NODES) {
             stream.set_nodelay(true)?;
             let reader = stream.try_clone()?;
             let carrier = Box::new(Wire { stream, buffer: Vec::new() });
-            let parts = Parts { me, settings: Settings::default(), carrier, life: Incarnation(1) };
-            let keeper = Keeper::start(Embedded::open(folder.path(), 7)?, parts, Known::default())?;
-            let (receiver, from) = (keeper.clone(), NodeId(3 - me.0));
+            let parts = Parts { me, settings: Settings::default(), carrier, life };
+            let known = Known { homes: NODES.to_vec(), programs: programs(mode, &runner) };
+            let folder = folder.join(name);
+            // Each node starts by itself; none waits for the other.
+            let open = std::thread::spawn(move || -> Result<Keeper, KeeperError> {
+                let store = Embedded::open(&folder, 7)?;
+                Keeper::start(store, parts, known)
+            });
+            opening.push((open, reader, NodeId(3 - me.0)));
+        }
+        let mut keepers = Vec::new();
+        for (open, reader, from) in opening {
+            let keeper = open.join().ok().context("a keeper panicked at its start")??;
+            let receiver = keeper.clone();
             std::thread::spawn(move || read_frames(reader, from, &receiver));
             keepers.push(keeper);
         }
         let keepers: [Keeper; 2] = keepers.try_into().ok().context("there are two")?;
-        let (hops, held) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        for keeper in &keepers {
-            keeper.input(Input::Homes(nodes.to_vec()));
-            let (hops, held) = (Arc::clone(&hops), Arc::clone(&held));
-            let run = move |task: &Task| Ok::<Outcome, Failure>(hop(task, &hops, &held));
-            let program = Program { mode, ..Program::default() };
-            let runners = BTreeMap::from([(1, Runner::Here(Arc::new(run)))]);
-            keeper.deploy(BTreeMap::from([("chain".into(), Deployment { program, runners })]));
-        }
-        let chains = pairs(chains);
-        let pair = Pair { keepers, folders, hops, held, runtime, chains };
-        for [one, two] in &pair.chains {
-            for (place, name, peer) in [(1, two, one), (0, one, two)] {
-                let mut payload = vec![u8::try_from(place).unwrap_or_default()];
-                payload.extend_from_slice(peer.as_str().as_bytes());
-                let payload = payload.into();
-                let start = Request::Start { name: name.clone(), payload, key: None, wait: false };
-                pair.runtime.block_on(pair.keepers[place].ask(start))??;
-            }
-        }
-        Ok(pair)
+        Ok(Pair { keepers, runtime, chain })
     }
 
-    /// What was counted.
-    pub fn counts(&self) -> Counts {
-        let syncs = self.keepers.iter().map(Keeper::commits).sum();
-        Counts { hops: self.hops.load(Ordering::Relaxed), syncs }
+    /// Begins so many chains between the nodes.
+    pub fn begin_chains(&self, count: usize) -> anyhow::Result<()> {
+        for [one, two] in pairs("chain", "chain", count) {
+            self.begin(1, &two, &Role::start(Role::SECOND, &one))?;
+            self.begin(0, &one, &Role::start(Role::FIRST, &two))?;
+        }
+        Ok(())
+    }
+
+    /// Begins one instance on the second node, and so many callers of it on the first.
+    pub fn begin_callers(&self, count: usize) -> anyhow::Result<()> {
+        let names = pairs("caller", "hot", count);
+        let [_, hot] = names.first().context("there is one caller at least")?;
+        self.begin(1, hot, &Role::start(Role::SECOND, hot))?;
+        names.iter().try_for_each(|[caller, _]| self.begin(0, caller, &Role::start(Role::FIRST, hot)))
+    }
+
+    fn begin(&self, place: usize, name: &Name, payload: &[u8]) -> anyhow::Result<()> {
+        let start = Request::Start { name: name.clone(), payload: payload.into(), key: None, wait: false };
+        self.runtime.block_on(self.keepers[place].ask(start))??;
+        Ok(())
+    }
+
+    /// Commits of both logs, by our own count.
+    pub fn commits(&self) -> u64 {
+        self.keepers.iter().map(Keeper::commits).sum()
     }
 
     /// Lets the chains come to rest.
     pub fn hold(&self) -> anyhow::Result<()> {
-        self.held.store(true, Ordering::Relaxed);
+        self.chain.hold();
         let start = Instant::now();
         while self.bytes_of_messages()? > 0 {
             if start.elapsed() > PATIENCE {
@@ -150,94 +180,82 @@ impl Pair {
         Ok(())
     }
 
-    /// Lets them go on.
-    pub fn go_on(&self) {
-        self.held.store(false, Ordering::Relaxed);
-        for [one, _] in &self.chains {
-            let (kind, payload) = ("hop".into(), Blob::from(vec![0; BYTES]));
-            let again =
-                Request::Send { name: one.clone(), kind, correlation: None, payload, key: None, wait: false };
-            let _ = self.runtime.block_on(self.keepers[0].ask(again));
+    /// Lets so many chains go on.
+    pub fn go_on(&self, count: usize) -> anyhow::Result<()> {
+        self.chain.go_on();
+        for [one, _] in pairs("chain", "chain", count) {
+            let payload = Blob::from(vec![0; super::BYTES]);
+            let again = Request::Send {
+                name: one,
+                kind: "hop".into(),
+                correlation: None,
+                payload,
+                key: None,
+                wait: false,
+            };
+            self.runtime.block_on(self.keepers[0].ask(again))??;
         }
+        Ok(())
     }
 
     /// What is kept for messages that are not finished, in bytes.
     pub fn bytes_of_messages(&self) -> anyhow::Result<usize> {
         let mut total = 0;
         for keeper in &self.keepers {
-            let look = keeper.look(|episodes| episodes.instances().map(Instance::bytes_of_messages).sum::<usize>());
+            let look =
+                keeper.look(|episodes| episodes.instances().map(Instance::bytes_of_messages).sum::<usize>());
             total += self.runtime.block_on(look)?;
         }
         Ok(total)
     }
 
-    /// How large both folders are.
-    pub fn folder_bytes(&self) -> anyhow::Result<u64> {
-        fn size(path: &Path) -> std::io::Result<u64> {
-            let mut total = 0;
-            for entry in fs::read_dir(path)? {
-                let entry = entry?;
-                let metadata = entry.metadata()?;
-                total += if metadata.is_dir() { size(&entry.path())? } else { metadata.len() };
-            }
-            Ok(total)
-        }
-        Ok(self.folders.iter().map(|folder| size(folder.path())).sum::<std::io::Result<u64>>()?)
-    }
-
     /// Ends both.
     pub fn stop(self) -> anyhow::Result<()> {
-        self.held.store(true, Ordering::Relaxed);
+        self.chain.hold();
         for keeper in &self.keepers {
             keeper.stop()?;
         }
+        self.runtime.shutdown_background();
         Ok(())
     }
 }
 
-/// Names on node 1 and node 2, in pairs.
-fn pairs(count: usize) -> Vec<[Name; 2]> {
-    let names = (0..).filter_map(|key| Name::parse(&format!("chain/{key}")).ok());
-    let (mut ones, mut twos) = (Vec::new(), Vec::new());
-    for name in names {
-        let side = if home_of(&name, 2) == 0 { &mut ones } else { &mut twos };
-        if side.len() < count {
-            side.push(name);
-        } else if ones.len() == count && twos.len() == count {
-            break;
-        }
-    }
-    ones.into_iter().zip(twos).map(|(one, two)| [one, two]).collect()
-}
-
-/// The first of a pair is told 0 and the peer's name, and begins; the second is told 1.
-fn hop(task: &Task, hops: &AtomicU64, held: &AtomicBool) -> Outcome {
-    let next = Next::Wait(Wait::for_kind("hop"));
-    let is_start = task.episode == 1;
-    let peer = if is_start { task.event.payload.get(1..).unwrap_or_default() } else { peer_of(&task.state) };
-    let mut state = vec![0; BYTES.max(peer.len() + 1)];
-    state[0] = u8::try_from(peer.len()).unwrap_or_default();
-    state[1..=peer.len()].copy_from_slice(peer);
-    let says = if is_start { task.event.payload.first() == Some(&0) } else { !held.load(Ordering::Relaxed) };
-    if !is_start {
-        hops.fetch_add(1, Ordering::Relaxed);
-    }
-    let to = std::str::from_utf8(peer).ok().and_then(|peer| Name::parse(peer).ok());
-    let message = |to| Outgoing {
-        to,
-        kind: "hop".into(),
-        correlation: None,
-        payload: vec![0; BYTES].into(),
-        begins: false,
-        within: None,
+/// All roles are one program's.
+fn programs(mode: Mode, runner: &Runner) -> BTreeMap<Text, Deployment> {
+    let deployment = |mode| Deployment {
+        program: Program { mode, ..Program::default() },
+        runners: BTreeMap::from([(1, runner.clone())]),
     };
-    let messages = to.filter(|_| says).map(message).into_iter().collect();
-    Outcome { state: state.into(), messages, answer: None, next }
+    ["chain", "caller", "hot"].into_iter().map(|name| (name.into(), deployment(mode))).collect()
 }
 
-fn peer_of(state: &[u8]) -> &[u8] {
-    let length = state.first().copied().map_or(0, usize::from);
-    state.get(1..=length).unwrap_or_default()
+fn runner(served: &Served, chain: &Arc<Chain>, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Runner> {
+    let url = match served {
+        Served::Here => {
+            let chain = Arc::clone(chain);
+            return Ok(Runner::Here(Arc::new(move |task| Ok(chain.run(task)))));
+        }
+        Served::Http(url) => url.clone(),
+    };
+    // As an agent runs them.
+    let prepared = Prepared::new(Source::Http { url }, Limits::default())?;
+    let (runtime, places) = (runtime.handle().clone(), Arc::new(Semaphore::new(RUNS_MAX)));
+    Ok(Runner::Elsewhere(Arc::new(move |task, done| {
+        let (prepared, places) = (prepared.clone(), Arc::clone(&places));
+        runtime.spawn(async move {
+            let Ok(_place) = places.acquire().await else { return };
+            done.tell(prepared.run(&task).await.result);
+        });
+    })))
+}
+
+/// Names on node 1 and node 2, in pairs.
+fn pairs(first: &str, second: &str, count: usize) -> Vec<[Name; 2]> {
+    let on = |program: &str, place: usize| -> Vec<Name> {
+        let names = (0..).filter_map(|key| Name::parse(&format!("{program}/{key}")).ok());
+        names.filter(|name| home_of(name, NODES.len()) == place).take(count).collect()
+    };
+    on(first, 0).into_iter().zip(on(second, 1)).map(|(one, two)| [one, two]).collect()
 }
 
 fn read_frames(mut stream: TcpStream, from: NodeId, keeper: &Keeper) {

@@ -3,14 +3,16 @@
 //! Decides what is missing and says why it installs it. Must never leave a service running or enabled that the machine
 //! did not have before, and never put a foreign library into the system: a private CRIU lives under one prefix. The
 //! search for CRIU is in `criu`, the packages for a private one in `private`, programs to compare with in `apart`, what comes
-//! from elsewhere than Debian in `schemathesis`.
+//! from elsewhere than Debian in `schemathesis` and `restate`.
 
 mod apart;
 mod criu;
 mod find_etcd;
+mod find_restate;
 mod find_schemathesis;
 mod find_serf;
 mod private;
+mod restate;
 mod schemathesis;
 
 #[allow(unreachable_pub, reason = "public in steadfast-container, whose file this is")]
@@ -68,9 +70,9 @@ const FUZZING: [(&str, &str, &str); 1] = [("c++", "g++", "builds the fuzzing eng
 pub(crate) enum Scope {
     /// What the product and its demo need.
     Product,
-    /// That, what the page is looked at with, and Serf, etcd and NATS to compare with.
+    /// That, what the page is looked at with, and Serf, etcd, NATS and Restate to compare with.
     Benchmarks,
-    /// That, and what else the tests need.
+    /// That but Restate, and what else the tests need.
     Tests,
 }
 
@@ -137,6 +139,9 @@ fn prepare_in(scope: Scope, prefix: &Path) -> Result<Machine> {
     if scope == Scope::Tests {
         schemathesis::find_or_install()?;
     }
+    if scope == Scope::Benchmarks {
+        restate::find_or_install()?;
+    }
     Ok(Machine { criu: criu::find_or_install(prefix)? })
 }
 
@@ -145,6 +150,7 @@ fn ready(scope: Scope, prefix: &Path) -> Option<Machine> {
     let criu = criu::known_good(prefix)?;
     let complete = missing(&programs(scope)).is_empty()
         && (scope == Scope::Product || apart::are_found())
+        && (scope != Scope::Benchmarks || restate::is_found())
         && (scope != Scope::Tests || (has_nextest() && has_wasm() && schemathesis::is_found()));
     complete.then_some(Machine { criu })
 }
