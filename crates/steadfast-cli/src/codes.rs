@@ -273,6 +273,9 @@ codes! {
     OperationNotFound = 67, NotFound, "there is no operation of that name",
         causes: ["the name is misspelled", "it ended more than an hour ago"],
         remedy: ["`steadfast operations` lists those that run and those of the last hour", "`steadfast events --since 1d` says what happened before"];
+    SharedStore = 68, Unavailable, "the shared store of instances can't be used now",
+        causes: ["PostgreSQL is down, or this node does not reach it", "the configuration of this node has no [episodes.shared]", "the tables are another cluster's or another version's"],
+        remedy: ["`steadfast status` says why", "mend the database or its address: every agent tries again by itself and goes on where it was"];
 }
 
 impl fmt::Display for Code {

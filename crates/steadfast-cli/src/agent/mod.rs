@@ -351,8 +351,9 @@ async fn start(config: &Config, identity: Identity) -> Result<Started, Failure> 
     let names = networks.iter().map(|(name, _)| name.clone()).collect();
     let journal = events::journal(&hub);
     tokio::spawn(events::follow(hub.clone(), node.clone(), id, rows.clone(), names, board.boot_unix_ms()));
+    let cluster = steadfast_proto::ids::ClusterId(opened.membership.cluster);
     let episodes =
-        episodes::Room::new(config, (id, incarnation), &opened.peers, &opened.services, &rows, &hub);
+        episodes::Room::new(config, (cluster, id, incarnation), &opened.peers, &opened.services, &rows, &hub);
     let inviter = inviter(config, &rows, &keys, networks.clone(), node.clone());
     let agent = Arc::new(Agent {
         id,

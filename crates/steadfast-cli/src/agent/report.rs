@@ -166,9 +166,7 @@ impl Agent {
         if let Some(why) = &self.why_no_containers {
             warnings.push(format!("this node runs no containers: {why}"));
         }
-        if let Some(why) = self.episodes.failure() {
-            warnings.push(format!("this node runs no episodes: {why}"));
-        }
+        warnings.extend(self.episodes.failures());
         for network in &status.networks_suspected {
             let network = self.networks.get(usize::from(network.0)).map_or("a network", |(name, _)| name);
             warnings

@@ -27,6 +27,10 @@ pub struct DeployRequest {
     /// acknowledged. As it was when absent; `strict` for a new program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
+    /// Where its instances are kept: `local`, on the disk of one node each, or `shared`, in the store that all nodes reach, so that
+    /// another one goes on with them when theirs is lost. Never changes; `local` for a new program when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 /// A program.
@@ -38,6 +42,8 @@ pub struct Program {
     pub current: u32,
     /// `strict` or `pipelined`.
     pub mode: String,
+    /// `local` or `shared`: where its instances are kept.
+    pub store: String,
     /// All that instances may run.
     pub versions: Vec<ProgramVersion>,
     /// In the answer to a deployment: the nodes that did not say that they know of it. They learn it when they are back.
@@ -149,6 +155,8 @@ pub struct Instance {
     pub row: InstanceRow,
     /// When its next episode may begin: `strict` or `pipelined`.
     pub mode: String,
+    /// `local` or `shared`: where it is kept.
+    pub store: String,
     /// Whether its program has this version on the node that keeps it.
     pub is_deployed: bool,
     /// Which of the lives of that name.

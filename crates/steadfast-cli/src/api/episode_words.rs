@@ -213,6 +213,7 @@ mod tests {
         Instance {
             row,
             mode: "strict".to_owned(),
+            store: "local".to_owned(),
             is_deployed: true,
             epoch: 1,
             now_unix_ms: 10_000,

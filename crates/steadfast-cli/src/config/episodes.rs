@@ -1,4 +1,4 @@
-//! `[episodes]`: what the effects of episodes on foreign systems need to know, and no program may hold.
+//! `[episodes]`: what the effects of episodes on foreign systems need to know, and no program may hold; and the store that nodes share.
 //!
 //! A program names a connection; where it leads, and with which password, is said here alone. It never connects.
 
@@ -16,6 +16,7 @@ const CONNECTIONS_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct RawEpisodes {
     postgresql: Vec<(Given, RawPostgresql)>,
+    shared: Option<(Given, RawPostgresql)>,
 }
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ struct RawPostgresql {
 pub struct EpisodesConfig {
     /// The databases, by the names that programs call them.
     pub postgresql: BTreeMap<String, PostgresqlConfig>,
+    /// The database in which instances are that all nodes can go on with.
+    pub shared: Option<PostgresqlConfig>,
 }
 
 /// A database.
@@ -51,15 +54,11 @@ impl RawEpisodes {
     /// Reads the section.
     pub(super) fn read(mut section: Section<'_>, problems: &mut Problems) -> RawEpisodes {
         let mut raw = RawEpisodes::default();
-        for (mut one, at) in section.named_tables("postgresql", problems) {
-            let read = RawPostgresql {
-                address: one.text("address", problems),
-                password_file: one.text("password_file", problems),
-                ca: one.text("ca", problems),
-            };
-            one.finish(problems);
-            raw.postgresql.push((at, read));
+        for (one, at) in section.named_tables("postgresql", problems) {
+            raw.postgresql.push((at, RawPostgresql::read(one, problems)));
         }
+        let shared = section.table_at("shared", problems);
+        raw.shared = shared.map(|(one, at)| (at, RawPostgresql::read(one, problems)));
         section.finish(problems);
         raw
     }
@@ -72,24 +71,48 @@ impl RawEpisodes {
         }
         for (at, raw) in &self.postgresql {
             let name = problems.check(at, units::name);
-            let address = match &raw.address {
-                Some(given) => problems.check(given, address),
-                None => {
-                    problems.refuse(at, "`address` is missing; write address = \"host=db.example dbname=shop user=steadfast\"");
-                    None
-                }
-            };
-            let ca = raw.ca.as_ref().and_then(|given| problems.check(given, absolute));
-            let password_file = raw.password_file.as_ref().and_then(|given| problems.check(given, absolute));
-            let (Some(name), Some(mut address)) = (name, address) else { continue };
-            if ca.is_some() {
-                address.0.ssl_mode(tokio_postgres::config::SslMode::Require);
-            } else {
-                address.0.ssl_mode(tokio_postgres::config::SslMode::Disable);
+            if let (Some(name), Some(checked)) = (name, raw.check(at, problems)) {
+                config.postgresql.insert(name, checked);
             }
-            config.postgresql.insert(name, PostgresqlConfig { address, password_file, ca });
+        }
+        if let Some((at, raw)) = &self.shared {
+            config.shared = raw.check(at, problems);
         }
         config
+    }
+}
+
+impl RawPostgresql {
+    fn read(mut section: Section<'_>, problems: &mut Problems) -> RawPostgresql {
+        let read = RawPostgresql {
+            address: section.text("address", problems),
+            password_file: section.text("password_file", problems),
+            ca: section.text("ca", problems),
+        };
+        section.finish(problems);
+        read
+    }
+
+    fn check(&self, at: &Given, problems: &mut Problems) -> Option<PostgresqlConfig> {
+        let address = match &self.address {
+            Some(given) => problems.check(given, address),
+            None => {
+                problems.refuse(
+                    at,
+                    "`address` is missing; write address = \"host=db.example dbname=shop user=steadfast\"",
+                );
+                None
+            }
+        };
+        let ca = self.ca.as_ref().and_then(|given| problems.check(given, absolute));
+        let password_file = self.password_file.as_ref().and_then(|given| problems.check(given, absolute));
+        let mut address = address?;
+        if ca.is_some() {
+            address.0.ssl_mode(tokio_postgres::config::SslMode::Require);
+        } else {
+            address.0.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        }
+        Some(PostgresqlConfig { address, password_file, ca })
     }
 }
 
@@ -128,6 +151,9 @@ mod tests {
         let config = read(text).unwrap();
         let shop = &config.postgresql["shop"];
         assert_eq!((shop.address.0.get_dbname(), shop.ca.is_none()), (Some("shop"), true));
+        let shared =
+            read("[episodes.shared]\naddress = \"host=db user=sf\"\nca = \"/etc/ca.pem\"\n").unwrap().shared;
+        assert_eq!(shared.and_then(|shared| shared.ca), Some("/etc/ca.pem".into()));
         for (text, said) in [
             ("[episodes.postgresql.shop]\n", "`address` is missing"),
             ("[episodes.postgresql.shop]\naddress = \"host=db password=x\"\n", "password_file"),
@@ -135,6 +161,8 @@ mod tests {
             ("[episodes.postgresql.shop]\naddress = \"dbname=x\"\n", "no host"),
             ("[episodes.postgresql.Shop]\naddress = \"host=db\"\n", "postgresql.Shop"),
             ("[episodes.postgresql]\nshop = 1\n", "is not a table"),
+            ("[episodes.shared]\n", "`address` is missing"),
+            ("[episodes]\nshared = \"host=db\"\n", "is not a table"),
             ("[episodes.postgresql.shop]\naddress = \"host=db\"\nadress = 1\n", "unknown key"),
         ] {
             let refused = read(text).unwrap_err();

@@ -218,12 +218,17 @@ impl<'a> Section<'a> {
 
     /// A table within this one: `[key]`.
     pub fn table(&mut self, key: &'static str, problems: &mut Problems) -> Option<Section<'a>> {
+        self.table_at(key, problems).map(|(section, _)| section)
+    }
+
+    /// As [`Section::table`], with the line it begins at.
+    pub fn table_at(&mut self, key: &'static str, problems: &mut Problems) -> Option<(Section<'a>, Given)> {
         let (value, given) = self.take(key, problems)?;
         let DeValue::Table(table) = value else {
             problems.refuse(&given, format!("{} is not a table; write [{}]", type_of(value), given.key));
             return None;
         };
-        Some(Section { table, path: given.key, known: Vec::new() })
+        Some((Section { table, path: given.key.clone(), known: Vec::new() }, given))
     }
 
     /// A list of tables: `[[key]]`, with the line each begins at.

@@ -6,4 +6,4 @@
 pub(crate) mod effects;
 pub mod filter;
 pub mod programs;
-mod tls;
+pub(crate) mod tls;

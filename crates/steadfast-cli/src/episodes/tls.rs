@@ -16,16 +16,16 @@ use tokio_rustls::TlsConnector;
 use crate::events::sinks::connect::{Trust, Wire};
 
 /// Seals connections, believing these authorities.
-pub(super) struct Sealing(pub(super) Trust);
+pub(crate) struct Sealing(pub(crate) Trust);
 
 /// Seals one connection, to the host of this name.
-pub(super) struct SealingOne {
+pub(crate) struct SealingOne {
     connector: TlsConnector,
     host: ServerName<'static>,
 }
 
 /// A sealed connection.
-pub(super) struct Sealed(Box<tokio_rustls::client::TlsStream<Box<dyn Wire>>>);
+pub(crate) struct Sealed(Box<tokio_rustls::client::TlsStream<Box<dyn Wire>>>);
 
 impl<S: Wire + 'static> MakeTlsConnect<S> for Sealing {
     type Stream = Sealed;

@@ -10,10 +10,10 @@ use steadfast_cli::bed::Host;
 
 use super::support::{BINARY, Trial, builder};
 
-pub(crate) const PYTHON: &str = "/usr/bin/python3";
+pub(super) const PYTHON: &str = "/usr/bin/python3";
 
 /// An account: what is passed on goes round the accounts, one less at each, until it has gone far enough.
-pub(crate) const ACCOUNT: &str = r#"
+pub(super) const ACCOUNT: &str = r#"
 import json, sys
 told = json.load(sys.stdin)
 event, state = told["event"], told["state"]
@@ -49,7 +49,7 @@ else:
     print(json.dumps({"state": told["event"]["payload"], "end": {"seen": told["event"]["payload"]}}))
 "#;
 
-pub(crate) fn script(trial: &Trial, name: &str, text: &str) -> PathBuf {
+pub(super) fn script(trial: &Trial, name: &str, text: &str) -> PathBuf {
     let path = trial.bed.base().join(name);
     std::fs::write(&path, text).unwrap();
     path
@@ -60,12 +60,12 @@ fn deploy_account(trial: &Trial, host: &Host) -> Program {
     host.steadfast_as(&["-o", "json", "episode", "deploy", "account", "--command", PYTHON, &path]).unwrap()
 }
 
-fn show(host: &Host, name: &str) -> Instance {
+pub(super) fn show(host: &Host, name: &str) -> Instance {
     host.steadfast_as(&["-o", "json", "episode", "show", name]).unwrap()
 }
 
 /// What a refused command says, with its status.
-fn refused(host: &Host, arguments: &[&str], status: i32, words: &[&str]) {
+pub(super) fn refused(host: &Host, arguments: &[&str], status: i32, words: &[&str]) {
     let finished = host.steadfast_raw(arguments).unwrap();
     assert_eq!(finished.status, Some(status), "{arguments:?}: {}{}", finished.stdout, finished.stderr);
     for word in words {
@@ -207,8 +207,18 @@ fn a_program_that_fails_waits_for_a_person_and_goes_on() {
     trial.wait("it to be cancelled", || (show(alpha, "account/1").row.doing == "cancelled").then_some(()));
 }
 
+/// All balances together, and how many deposits there were.
+pub(super) fn totals(host: &Host, accounts: u64) -> Option<(u64, u64)> {
+    (0..accounts).try_fold((0, 0), |(balance, deposits), number| {
+        let name = format!("account/{number}");
+        let shown = host.steadfast_as::<Instance>(&["-o", "json", "episode", "show", &name]).ok()?;
+        let state: serde_json::Value = serde_json::from_str(shown.state.get()).ok()?;
+        Some((balance + state["balance"].as_u64()?, deposits + state["deposits"].as_u64()?))
+    })
+}
+
 /// Waits until nothing is remembered of any message, anywhere.
-fn wait_quiet(trial: &Trial, accounts: u64) {
+pub(super) fn wait_quiet(trial: &Trial, accounts: u64) {
     let host = trial.bed.host(0);
     for number in 0..accounts {
         let name = format!("account/{number}");

@@ -36,6 +36,7 @@ mod programs;
 mod refusals;
 mod restarts;
 mod rings;
+mod shared;
 mod splits;
 mod support;
 mod tokens;

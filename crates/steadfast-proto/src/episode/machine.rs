@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, Failure, Instance, Order, Outcome, Program, Record, Request, RequestError, Settings, Status, Task,
+    Answer, Apart, Failure, Instance, Order, Outcome, Program, Record, Request, RequestError, Settings,
+    Status, Task,
 };
 use crate::exchange::{Blob, Letter, Message, Name, Stream, Text};
 use crate::ids::NodeId;
@@ -65,8 +66,20 @@ pub enum Input {
     },
     /// These programs can be run here, and no others.
     Deployed(BTreeMap<Text, Program>),
-    /// Who keeps which home, by number; all are kept here without any.
+    /// Who keeps which home, by number; all are kept here without any, unless the store is shared. All that is recorded is
+    /// durable, since what is kept elsewhere from now on is forgotten.
     Homes(Vec<NodeId>),
+    /// What is kept in another store.
+    Apart(Apart),
+    /// This node may write these homes of a shared store, and this is all that is in them.
+    Adopted {
+        /// Their numbers.
+        homes: BTreeSet<usize>,
+        /// All of them.
+        instances: Vec<Instance>,
+        /// The highest epoch that an instance of them ever had.
+        epoch: u64,
+    },
     /// All records were replayed: go on where the last life ended.
     Recovered,
     /// The time has come.
@@ -168,6 +181,8 @@ pub(super) enum Place {
     Here,
     Elsewhere(Destination),
     Effect,
+    /// Nobody keeps it just now, or it is not known who: what is said to it is said again later.
+    Nowhere,
 }
 
 /// All instances of one store on one node.
@@ -179,7 +194,10 @@ pub struct Episodes {
     pub(super) last_run: u64,
     pub(super) instances: BTreeMap<Name, Instance>,
     pub(super) programs: BTreeMap<Text, Program>,
-    homes: Vec<NodeId>,
+    pub(super) homes: Vec<NodeId>,
+    /// The homes that this node may write, where nodes share the store.
+    pub(super) adopted: Option<BTreeSet<usize>>,
+    pub(super) apart: Apart,
     pub(super) timers: BTreeSet<(Time, Timer)>,
     /// Which instances have something unfinished for which outside party.
     pub(super) parties: BTreeMap<Name, BTreeSet<Name>>,
@@ -201,6 +219,8 @@ impl Episodes {
             instances: BTreeMap::new(),
             programs: BTreeMap::new(),
             homes: Vec::new(),
+            adopted: None,
+            apart: Apart::default(),
             timers: BTreeSet::new(),
             parties: BTreeMap::new(),
             local: VecDeque::new(),
@@ -240,32 +260,6 @@ impl Episodes {
         self.programs.get(program).is_some_and(|program| program.versions.contains(&version))
     }
 
-    /// Whether the instance of that name is kept here, or would be.
-    pub fn is_kept_here(&self, name: &Name) -> bool {
-        matches!(self.place(name), Place::Here)
-    }
-
-    /// Who keeps the instance of that name, or would.
-    pub fn keeper(&self, name: &Name) -> NodeId {
-        match self.place(name) {
-            Place::Elsewhere(Destination::Node(node)) => node,
-            Place::Here | Place::Effect | Place::Elsewhere(Destination::Outside(_)) => self.me,
-        }
-    }
-
-    pub(super) fn place(&self, name: &Name) -> Place {
-        if name.is_outside() {
-            return Place::Elsewhere(Destination::Outside(name.clone()));
-        }
-        if name.is_effect() {
-            return Place::Effect;
-        }
-        match self.homes.get(home_of(name, self.homes.len())) {
-            Some(node) if *node != self.me => Place::Elsewhere(Destination::Node(*node)),
-            Some(_) | None => Place::Here,
-        }
-    }
-
     /// Records something: applied now, written down by the caller.
     pub(super) fn record(&mut self, record: Record, out: &mut Batch) {
         self.apply(&record);
@@ -292,6 +286,7 @@ impl Episodes {
                 out.force = true;
                 out.send_durable.push((destination, message));
             }
+            Place::Nowhere => {}
             Place::Effect => {
                 if let Message::Msg { stream, seq, letter, .. } = message {
                     out.force = true;
@@ -312,7 +307,7 @@ impl Episodes {
                 self.note_party(&destination, &message);
                 out.send.push((destination, message));
             }
-            Place::Effect => {}
+            Place::Effect | Place::Nowhere => {}
         }
     }
 
@@ -333,9 +328,9 @@ impl Episodes {
         }
     }
 
-    fn recover(&mut self, now: Time, out: &mut Batch) {
-        self.timers.clear();
-        for name in self.instances.keys().cloned().collect::<Vec<_>>() {
+    /// Goes on with instances as a store gave them back.
+    pub(super) fn recover_these(&mut self, now: Time, names: Vec<Name>, out: &mut Batch) {
+        for name in names {
             self.ask_again(now, &name, out);
             let Some(instance) = self.instances.get(&name) else { continue };
             for to in instance.outboxes.keys().cloned().collect::<Vec<_>>() {
@@ -406,8 +401,13 @@ impl Machine for Episodes {
                 self.programs = programs;
                 self.woken.extend(self.instances.keys().cloned());
             }
-            Input::Homes(homes) => self.homes = homes,
-            Input::Recovered => self.recover(now, out),
+            Input::Homes(homes) => self.rehome(homes, out),
+            Input::Apart(apart) => self.apart = apart,
+            Input::Adopted { homes, instances, epoch } => self.adopt(now, homes, instances, epoch, out),
+            Input::Recovered => {
+                self.timers.clear();
+                self.recover_these(now, self.instances.keys().cloned().collect(), out);
+            }
             Input::Deadline => {
                 while self.timers.first().is_some_and(|(at, _)| *at <= now) {
                     let Some((_, timer)) = self.timers.pop_first() else { break };
@@ -429,12 +429,4 @@ impl Machine for Episodes {
     fn deadline(&self) -> Option<Time> {
         self.timers.first().map(|(at, _)| *at)
     }
-}
-
-/// Which of `count` homes the instance of that name belongs to.
-pub fn home_of(name: &Name, count: usize) -> usize {
-    usize::try_from(crc32c::crc32c(name.as_str().as_bytes()))
-        .unwrap_or_default()
-        .checked_rem(count)
-        .unwrap_or_default()
 }

@@ -25,6 +25,7 @@
 //! assert_eq!(episodes.instance(&name).map(|instance| instance.episode), Some(1));
 //! ```
 
+mod homes;
 mod instance;
 mod machine;
 mod record;
@@ -37,8 +38,9 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use homes::{Apart, home_of, share_homes};
 pub use instance::{Doing, Instance, Past, Status, Stopped};
-pub use machine::{Batch, Counters, Destination, Effect, EffectResult, Episodes, Input, Reply, home_of};
+pub use machine::{Batch, Counters, Destination, Effect, EffectResult, Episodes, Input, Reply};
 pub use record::{DecodeError, RECORD_BYTES_MAX, Record, Sent, Steer};
 pub use settings::{Filter, Order, Settings};
 pub use types::{

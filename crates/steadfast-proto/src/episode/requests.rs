@@ -17,8 +17,7 @@ impl Episodes {
     /// One request.
     pub(super) fn asked(&mut self, now: Time, token: u64, request: Request, out: &mut Batch) {
         if !self.is_kept_here(request.name()) {
-            let name = request.name().clone();
-            out.answers.push((token, Err(RequestError::Elsewhere(name))));
+            out.answers.push((token, Err(self.not_here(request.name().clone()))));
             return;
         }
         let result = match request {

@@ -107,6 +107,147 @@ fn a_span_as_long_as_a_stream_costs_nothing() {
     assert_eq!(out.send.len(), 1);
 }
 
+/// The first key of program `b` whose home of 64 is the given one.
+fn in_home(home: usize) -> Name {
+    (0..).map(|key| name(&format!("b/{key}"))).find(|name| home_of(name, 64) == home).expect("one of them")
+}
+
+/// A machine of a shared store, whose table gives it all 64 homes but the last.
+fn sharing() -> Episodes {
+    let mut episodes = Episodes::new(Settings::default(), NodeId(1), 1).sharing();
+    let homes: Vec<NodeId> = (0..64).map(|home| if home == 63 { OTHER } else { NodeId(1) }).collect();
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Homes(homes), &mut out);
+    episodes.step(Time::ZERO, Input::Deployed([("b".into(), Program::default())].into()), &mut out);
+    episodes
+}
+
+fn adopt(episodes: &mut Episodes, home: usize, instances: Vec<Instance>, epoch: u64) -> Batch {
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Adopted { homes: [home].into(), instances, epoch }, &mut out);
+    out
+}
+
+fn ask(episodes: &mut Episodes, request: Request) -> Batch {
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Request { token: 1, request }, &mut out);
+    out
+}
+
+fn begin(name: &Name, wait: bool) -> Request {
+    Request::Start { name: name.clone(), payload: Blob::empty(), key: None, wait }
+}
+
+fn to_elsewhere() -> Outgoing {
+    let (to, kind, payload) = (in_home(63), "k".into(), Blob::empty());
+    Outgoing { to, kind, correlation: None, payload, begins: false, within: None }
+}
+
+#[test]
+fn nothing_is_said_of_a_home_that_has_not_come() {
+    let mut episodes = sharing();
+    let (to, from) = (in_home(0), in_home(63));
+    let stream = Stream { from, epoch: 5, to: to.clone() };
+    let out = hear(&mut episodes, msg(&stream, 1, 0));
+    assert_eq!(out, Batch::default(), "not even that there is no such instance");
+    let out = ask(&mut episodes, begin(&to, false));
+    assert_eq!(out.answers, [(1, Err(RequestError::Moving(to.clone())))]);
+    adopt(&mut episodes, 0, Vec::new(), 0);
+    let out = hear(&mut episodes, msg(&stream, 1, 0));
+    assert!(matches!(&out.send_durable[..], [(_, Message::Refused { .. })]), "{out:?}");
+}
+
+#[test]
+fn an_instance_that_comes_goes_on_and_one_that_goes_leaves_nothing() {
+    let mut episodes = sharing();
+    let (one, other) = (in_home(1), in_home(2));
+    adopt(&mut episodes, 1, Vec::new(), 0);
+    let task = ask(&mut episodes, begin(&one, true)).run.pop().expect("its first episode");
+    let wait = Wait { any: Vec::new(), deadline: Some(Time::from_nanos(9)) };
+    let outcome = Outcome { messages: vec![to_elsewhere()], next: Next::Wait(wait), ..Outcome::default() };
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Ran { name: task.name, run: task.run, result: Ok(outcome) }, &mut out);
+    let kept = episodes.instance(&one).expect("it is there").clone();
+    let kept = Instance::decode(&kept.encode()).expect("a store gives it back");
+
+    let mut out = Batch::default();
+    let homes = episodes.homes().to_vec();
+    let away = homes.iter().enumerate().map(|(home, node)| if home == 1 { OTHER } else { *node }).collect();
+    episodes.step(Time::ZERO, Input::Homes(away), &mut out);
+    assert_eq!(out.answers, [(1, Err(RequestError::Moved(one.clone())))]);
+    assert_eq!((episodes.instances().count(), episodes.deadline()), (0, None));
+    assert!(out.persist.is_empty(), "it is still in the store");
+
+    episodes.step(Time::ZERO, Input::Homes(homes), &mut out);
+    let out = adopt(&mut episodes, 1, vec![kept], 0);
+    assert!(matches!(&out.send_durable[..], [(Destination::Node(OTHER), Message::Msg { .. })]), "{out:?}");
+    assert!(episodes.deadline().is_some_and(|deadline| deadline <= Time::from_nanos(9)));
+    assert!(episodes.instance(&other).is_none());
+}
+
+/// The receiver's record of the confirm was lost. A close may be under way, and no confirm may come after it: it would bring back
+/// the mark that nobody takes away any more.
+#[test]
+fn an_ack_at_the_end_of_a_stream_is_answered_by_the_close() {
+    let mut episodes = sharing();
+    let from = in_home(1);
+    adopt(&mut episodes, 1, Vec::new(), 0);
+    let task = ask(&mut episodes, begin(&from, false)).run.pop().expect("its first episode");
+    let next = Next::End(Blob::empty());
+    let outcome = Outcome { messages: vec![to_elsewhere()], next, ..Outcome::default() };
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Ran { name: task.name, run: task.run, result: Ok(outcome) }, &mut out);
+    let epoch = episodes.instance(&from).expect("it is there until it is retired").epoch;
+    let stream = Stream { from, epoch, to: in_home(63) };
+    let ack = Message::Ack { span: span(&stream, 1, 1), epoch: 9 };
+    let out = hear(&mut episodes, ack.clone());
+    assert!(matches!(&out.send[..], [(_, Message::Confirm { .. })]), "{out:?}");
+    hear(&mut episodes, Message::ConfirmAck { span: span(&stream, 1, 1) });
+    let out = hear(&mut episodes, ack);
+    assert!(out.send.is_empty(), "{out:?}");
+    assert!(matches!(&out.send_durable[..], [(_, Message::Close { .. })]), "{out:?}");
+}
+
+/// Two lives of a name on two nodes must differ although neither node knows of the other's.
+#[test]
+fn an_instance_of_a_home_that_came_gets_an_epoch_that_none_of_it_had() {
+    let mut episodes = sharing();
+    adopt(&mut episodes, 3, Vec::new(), 1_000);
+    ask(&mut episodes, begin(&in_home(3), false));
+    assert_eq!(episodes.instance(&in_home(3)).map(|instance| instance.epoch), Some(1_001));
+}
+
+#[test]
+fn instances_of_another_store_are_found_by_their_program() {
+    let (mut episodes, _) = receiver();
+    let shared = name("shared/1");
+    let apart = |homes| Apart { programs: ["shared".into()].into(), homes };
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Apart(apart(Vec::new())), &mut out);
+    assert_eq!(episodes.keeper(&shared), None);
+    let out = ask(&mut episodes, begin(&shared, false));
+    assert_eq!(out.answers, [(1, Err(RequestError::Moving(shared.clone())))]);
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Apart(apart(vec![NodeId(7)])), &mut out);
+    assert_eq!(episodes.keeper(&shared), Some(NodeId(7)));
+    assert!(episodes.may_speak(NodeId(7), &shared) && !episodes.may_speak(OTHER, &shared));
+}
+
+#[test]
+fn a_loss_moves_only_the_homes_of_the_lost_node() {
+    let all: std::collections::BTreeSet<NodeId> = (1..=5).map(|id| NodeId(id << 90 | id)).collect();
+    let before = share_homes(&all, 64);
+    for lost in &all {
+        let kept = before.iter().filter(|node| *node == lost).count();
+        assert!((4..=26).contains(&kept), "about a fifth each: {kept}");
+        let rest = all.iter().copied().filter(|node| node != lost).collect();
+        for (was, is) in before.iter().zip(share_homes(&rest, 64)) {
+            assert!(*was == is || was == lost);
+        }
+    }
+    assert_eq!(share_homes(&std::collections::BTreeSet::new(), 64), []);
+}
+
 /// An instance `b/1` that has sent one message to an adapter.
 fn with_effect() -> (Episodes, Stream) {
     let mut episodes = Episodes::new(Settings::default(), NodeId(1), 1);

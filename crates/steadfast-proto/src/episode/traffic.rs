@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::{Place, Timer};
-use super::{Batch, EffectResult, Episodes, Record};
+use super::{Batch, EffectResult, Episodes, Instance, Record};
 use crate::exchange::{Arrival, Blob, Inbound, Letter, Message, Name, Outbox, Phase, Refusal, Span, Stream};
 use crate::flaw::{Flaw, is_planted};
 use crate::time::Time;
@@ -139,9 +139,21 @@ impl Episodes {
                 return;
             }
         }
-        if is_waited_for {
+        if self.is_closing(&span.stream) {
+            // A confirm that came after the close would bring back the mark that the close took away; the close says both.
+            self.send_durable(Message::Close { stream: span.stream }, out);
+        } else if is_waited_for {
             self.send_lazily(Message::Confirm { span }, out);
         }
+    }
+
+    /// Whether all that is left of a stream is that its receiver still has a mark.
+    fn is_closing(&self, stream: &Stream) -> bool {
+        let is_over = |instance: &Instance| !instance.is_active();
+        self.outbox(stream).is_some_and(Outbox::is_empty)
+            && self.instances.get(&stream.from).is_some_and(is_over)
+            && !stream.to.is_effect()
+            && !stream.to.is_outside()
     }
 
     /// R2, R2'.
@@ -206,8 +218,7 @@ impl Episodes {
     }
 
     fn hear_closed(&mut self, stream: &Stream, out: &mut Batch) {
-        let is_over = self.outbox(stream).is_some_and(Outbox::is_empty);
-        if is_over && self.instances.get(&stream.from).is_some_and(|instance| !instance.is_active()) {
+        if self.is_closing(stream) {
             self.record(Record::Closed { name: stream.from.clone(), to: stream.to.clone() }, out);
         }
     }

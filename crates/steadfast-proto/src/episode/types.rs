@@ -313,4 +313,12 @@ pub enum RequestError {
     /// It is kept by another node.
     #[error("instance {0} is kept by another node")]
     Elsewhere(Name),
+    /// Nobody keeps it just now.
+    #[error("instance {0} is on its way from one node to another; try again in a moment")]
+    Moving(Name),
+    /// It was taken, and the answer is given elsewhere.
+    #[error(
+        "instance {0} has moved to another node before it answered; with an idempotency key the same request waits on"
+    )]
+    Moved(Name),
 }

@@ -44,6 +44,13 @@ impl Sessions {
         Sessions { life, others: BTreeMap::new() }
     }
 
+    /// Begins another life in the middle of one: whatever is on its way to this node is not heeded any more. Gives those who are
+    /// to hear of it.
+    pub fn renew(&mut self) -> Vec<NodeId> {
+        self.life += 1;
+        self.others.keys().copied().collect()
+    }
+
     /// The frame that says `messages` to `to`.
     pub fn frame(&mut self, to: NodeId, messages: Vec<Message>) -> Frame {
         let session = self.others.entry(to).or_default();
@@ -101,6 +108,18 @@ mod tests {
         assert!(two.take(ONE, second.clone()).is_ok());
         assert_eq!(two.take(ONE, second), Err(Stale::Overtaken));
         assert_eq!(two.take(ONE, first), Err(Stale::Overtaken));
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_a_life_was_renewed_is_dropped() {
+        let (mut one, mut two) = pair();
+        let late = one.frame(TWO, Vec::new());
+        assert_eq!(two.renew(), [ONE]);
+        assert_eq!(two.take(ONE, late), Err(Stale::Receiver));
+        let greeting = two.frame(ONE, Vec::new());
+        assert!(one.take(TWO, greeting).is_ok());
+        let next = one.frame(TWO, Vec::new());
+        assert!(two.take(ONE, next).is_ok());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A world of durable programs: crashes at every commit, messages lost, doubled and overtaken, and programs of one's own.
 //!
 //! [`World`] is the ground; `ring` lets four instances pass on what they have, at random, and counts; `model` searches all
-//! that can happen to one message. [`Kit`] is for everybody's own programs, from an ordinary
+//! that can happen to one message; `shared` moves homes between nodes of one store. [`Kit`] is for everybody's own programs, from an ordinary
 //! test. Must never decide anything that
 //! `steadfast_proto::episode` decides.
 //!
@@ -16,6 +16,7 @@ mod kit;
 #[cfg(test)]
 mod model;
 pub mod ring;
+pub mod shared;
 mod world;
 
 pub use check::Violation;

@@ -163,7 +163,7 @@ impl World {
 
     /// The node that keeps `name`.
     pub fn keeper(&self, name: &Name) -> NodeId {
-        self.nodes.values().next().map_or(NodeId(1), |node| node.episodes.keeper(name))
+        self.nodes.values().next().and_then(|node| node.episodes.keeper(name)).unwrap_or(NodeId(1))
     }
 
     /// Asks for something, at the node that keeps the instance.

@@ -4,7 +4,7 @@
 //! one sync. Programs of this process run on the thread itself; all others elsewhere. It decides nothing about episodes: that is
 //! [`steadfast_proto::episode`]'s. A store that fails ends it, since nothing may be promised any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use steadfast_proto::episode::{
-    Answer, Batch, Destination, Effect, Episodes, Failure, Input, Outcome, Program, Request, RequestError,
-    Task,
+    Answer, Apart, Batch, Destination, Effect, Episodes, Failure, Input, Outcome, Program, Request,
+    RequestError, Task,
 };
 use steadfast_proto::exchange::{Frame, Message, Name, Sessions, Stale, Text};
 use steadfast_proto::ids::{Incarnation, NodeId};
@@ -23,10 +23,14 @@ use steadfast_proto::machine::Machine;
 use steadfast_proto::time::Time;
 use tokio::sync::oneshot;
 
-use super::{Store, StoreError};
+use super::{Adopted, Store, StoreError};
 use crate::events::now_unix_us;
 use crate::net::datagram;
 
+/// For how long a node that lives is waited for to give a home of a shared store back, before it is taken from it.
+const COURTESY: Duration = Duration::from_secs(2);
+/// How often homes are tried to be taken that another node has not given back.
+const SEEK: Duration = Duration::from_millis(50);
 /// How many inputs make one group at most.
 const GROUP_MAX: usize = 4_096;
 /// How many records make a group, about: while they are made durable, others already work on what the group before said.
@@ -130,7 +134,8 @@ pub struct Parts {
     pub settings: steadfast_proto::episode::Settings,
     /// To other nodes.
     pub carrier: Box<dyn Carrier>,
-    /// Which life of this node: a frame of an earlier one is not heeded.
+    /// Which life of this keeper: a frame of an earlier one is not heeded. It counts up by itself when homes move, so that the
+    /// next keeper under this id needs one that is higher by more than that happens.
     pub life: Incarnation,
 }
 
@@ -144,8 +149,10 @@ impl fmt::Debug for Parts {
 /// messages to nobody.
 #[derive(Debug, Default)]
 pub struct Known {
-    /// Who keeps which home, by number; all are kept here without any.
+    /// Who keeps which home, by number; all are kept here without any, unless the store is shared.
     pub homes: Vec<NodeId>,
+    /// What is kept in another store.
+    pub apart: Apart,
     /// All programs that can be run here.
     pub programs: BTreeMap<Text, Deployment>,
 }
@@ -264,6 +271,7 @@ impl Keeper {
 }
 
 struct State {
+    me: NodeId,
     keeper: Keeper,
     episodes: Episodes,
     sessions: Sessions,
@@ -273,6 +281,10 @@ struct State {
     /// Since when something is recorded that is not durable.
     dirty_since: Option<Time>,
     is_at_rest: bool,
+    /// When a shared store was last heard of.
+    heard_at: Time,
+    /// Since when homes are missing, and when they are sought again.
+    seeking: Option<(Time, Time)>,
     clock: Clock,
     next_token: u64,
     asked: BTreeMap<u64, (Name, oneshot::Sender<Result<Answer, RequestError>>)>,
@@ -289,12 +301,17 @@ impl State {
         let clock = Clock::start();
         let now = clock.now();
         let mut episodes = Episodes::new(parts.settings, parts.me, now_unix_us());
+        if store.is_shared() {
+            episodes = episodes.sharing();
+        }
         // There is no instance yet that anything could follow for.
         let mut batch = Batch::default();
         episodes.step(now, Input::Homes(known.homes), &mut batch);
+        episodes.step(now, Input::Apart(known.apart), &mut batch);
         episodes.step(now, Input::Deployed(programs_of(&known.programs)), &mut batch);
         store.load(&mut episodes)?;
         let mut state = State {
+            me: parts.me,
             keeper,
             episodes,
             sessions: Sessions::new(parts.life.0),
@@ -303,6 +320,8 @@ impl State {
             store,
             dirty_since: None,
             is_at_rest: false,
+            heard_at: now,
+            seeking: None,
             clock,
             next_token: 1,
             asked: BTreeMap::new(),
@@ -313,6 +332,7 @@ impl State {
     }
 
     fn serve(mut self, inbox: &Receiver<Command>) -> Result<(), KeeperError> {
+        self.seek_homes()?;
         self.carry_out()?;
         loop {
             let command = match inbox.recv_timeout(self.patience()) {
@@ -326,7 +346,7 @@ impl State {
                     self.carry_out()?;
                     return self.end();
                 }
-                self.take(command);
+                self.take(command)?;
                 if self.batch.persist.len() + self.batch.run.len() >= GROUP_RECORDS {
                     break;
                 }
@@ -334,15 +354,25 @@ impl State {
             if self.episodes.deadline().is_some_and(|deadline| deadline <= self.clock.now()) {
                 self.step(Input::Deadline);
             }
+            self.seek_homes()?;
             self.carry_out()?;
             let now = self.clock.now();
             if self.dirty_since.is_some_and(|since| now.since(since) >= LAZY) {
                 self.commit()?;
-            } else if is_idle && self.dirty_since.is_none() && !self.is_at_rest {
+            } else if self.dirty_since.is_none() && self.may_rest(is_idle) {
                 self.store.rest()?;
                 self.is_at_rest = true;
+                self.heard_at = self.clock.now();
             }
         }
+    }
+
+    /// Whether the store is to be told that nothing happens. A shared one is asked all the time: it may have gone.
+    fn may_rest(&self, is_idle: bool) -> bool {
+        if self.store.is_shared() {
+            return self.clock.now().since(self.heard_at) >= IDLE;
+        }
+        is_idle && !self.is_at_rest
     }
 
     /// How long nothing can happen by itself.
@@ -353,19 +383,85 @@ impl State {
         let now = self.clock.now();
         let lazy = match self.dirty_since {
             Some(since) => LAZY.saturating_sub(now.since(since)),
-            None if self.is_at_rest => Duration::from_secs(3_600),
+            None if self.is_at_rest && !self.store.is_shared() => Duration::from_secs(3_600),
             None => IDLE,
         };
+        let lazy = self.seeking.map_or(lazy, |(_, next)| lazy.min(next.since(now)));
         self.episodes.deadline().map_or(lazy, |deadline| lazy.min(deadline.since(now)))
     }
 
-    fn take(&mut self, command: Command) {
+    /// Another table of homes. What goes is durable, and given back, before it is forgotten.
+    fn rehome(&mut self, homes: Vec<NodeId>) -> Result<(), KeeperError> {
+        if homes == self.episodes.homes() {
+            return Ok(());
+        }
+        let (me, is_resized) = (self.me, homes.len() != self.episodes.homes().len());
+        let is_lost = |home: &usize| is_resized || homes.get(*home) != Some(&me);
+        let lost: BTreeSet<usize> = self.episodes.adopted_homes().into_iter().filter(is_lost).collect();
+        if !lost.is_empty() {
+            self.carry_out()?;
+            self.commit()?;
+            self.store.release(&lost)?;
+        }
+        self.step(Input::Homes(homes));
+        self.seeking = None;
+        self.renew();
+        Ok(())
+    }
+
+    /// Takes the homes of a shared store that are this node's by the table: at once where nobody holds them, by force from whoever
+    /// does not give them back.
+    fn seek_homes(&mut self) -> Result<(), KeeperError> {
+        let missing = self.episodes.missing_homes();
+        if missing.is_empty() {
+            self.seeking = None;
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let (since, next) = self.seeking.unwrap_or((now, now));
+        if now < next {
+            return Ok(());
+        }
+        let is_patient = now.since(since) < COURTESY;
+        let living = self.episodes.homes().iter().copied().filter(|_| is_patient).collect();
+        let Adopted { homes, instances, epoch } = self.store.adopt(&missing, &living)?;
+        self.seeking = Some((since, self.clock.now() + SEEK));
+        if !homes.is_empty() {
+            tracing::debug!(
+                homes = homes.len(),
+                instances = instances.len(),
+                "homes of the shared store come"
+            );
+            self.step(Input::Adopted { homes, instances, epoch });
+            self.renew();
+        }
+        Ok(())
+    }
+
+    /// What is on its way was sent before homes moved, perhaps by or to another keeper of them: none of it is heeded any more.
+    fn renew(&mut self) {
+        for other in self.sessions.renew() {
+            self.send(other, Vec::new());
+        }
+    }
+
+    fn take(&mut self, command: Command) -> Result<(), KeeperError> {
         match command {
+            Command::Input(Input::Homes(homes)) => return self.rehome(homes),
+            Command::Input(Input::Apart(apart)) => {
+                if apart != *self.episodes.apart() {
+                    self.step(Input::Apart(apart));
+                    self.renew();
+                }
+            }
             Command::Input(input) => self.step(input),
             Command::Frame(from, frame) => {
                 self.keeper.frames.fetch_sub(1, Ordering::Relaxed);
                 match self.sessions.take(from, frame) {
-                    Ok(messages) => self.step(Input::Received(messages)),
+                    Ok(mut messages) => {
+                        messages.retain(|message| self.episodes.may_speak(from, message.from()));
+                        self.step(Input::Received(messages));
+                    }
                     Err(Stale::Receiver) => self.send(from, Vec::new()),
                     Err(Stale::Sender | Stale::Overtaken) => {}
                 }
@@ -384,6 +480,7 @@ impl State {
             Command::Look(look) => look(&self.episodes),
             Command::Stop => {}
         }
+        Ok(())
     }
 
     fn step(&mut self, input: Input) {
@@ -404,7 +501,8 @@ impl State {
         let Batch { send, persist, force, send_durable, effects, answers, run } =
             std::mem::take(&mut self.batch);
         self.batch.run = run;
-        self.send_all(send);
+        let (early, late) = if self.store.is_shared() { (Vec::new(), send) } else { (send, Vec::new()) };
+        self.send_all(early);
         let now = self.clock.now();
         for record in persist {
             self.store.append(&record)?;
@@ -413,7 +511,11 @@ impl State {
         }
         if force {
             self.commit()?;
+        } else if !late.is_empty() {
+            // What is known here may be old, and must not be said then, even where nothing durable is promised by it.
+            self.store.check()?;
         }
+        self.send_all(late);
         self.send_all(send_durable);
         effects.into_iter().for_each(|effect| self.carrier.carry_out(effect));
         for (token, answer) in answers {
@@ -506,6 +608,7 @@ impl State {
         self.store.commit(&self.episodes)?;
         self.keeper.commits.fetch_add(1, Ordering::Relaxed);
         self.dirty_since = None;
+        self.heard_at = self.clock.now();
         Ok(())
     }
 

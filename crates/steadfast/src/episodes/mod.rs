@@ -1,7 +1,7 @@
 //! The loop around the machine of episodes, and the stores in which instances outlast it.
 //!
 //! [`keeper`] gives a [`Store`] each record of its machine and lets out what rests on them when they are committed. [`Embedded`] is the store on
-//! a node's own disk. Its log and index store bytes and know nothing of what they mean. The order is always the same: records
+//! a node's own disk, `shared` the one of all nodes. Its log and index store bytes and know nothing of what they mean. The order is always the same: records
 //! go to the [`Log`] and are committed, many at a time; what follows from them goes to the [`Index`], which is settled now and
 //! then; what the index holds durably is trimmed from the log.
 //! Read next: [`keeper`], [`store`], [`embedded`], [`disk`] (what a folder can do), `segment` (the form of the log), [`log`],
@@ -17,6 +17,8 @@ pub mod keeper;
 pub mod log;
 mod recovery;
 mod segment;
+#[cfg(feature = "postgresql")]
+pub mod shared;
 #[doc(hidden)]
 pub mod simulated;
 #[cfg(feature = "programs")]
@@ -37,7 +39,9 @@ pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Known, Pa
 pub use self::log::{Log, LogError, OpenError, Records, Settings};
 #[cfg(feature = "programs")]
 pub use self::served::serve;
-pub use self::store::{Store, StoreError};
+#[cfg(feature = "postgresql")]
+pub use self::shared::{Shared, SharedError};
+pub use self::store::{Adopted, Store, StoreError};
 #[cfg(feature = "programs")]
 pub use self::typed::{Context, Durable, Then, runner};
 

@@ -3,11 +3,14 @@
 //! A keeper gives a store every record of its machine, in order, and lets nothing out that rests on a record before the store
 //! has committed it. A store that keeps what happened writes the records; one that keeps what is asks the machine for the
 //! instances that the records changed: at a commit both are the same. It decides nothing about episodes. Read next:
-//! [`super::embedded`], the one on a node's own disk, and [`super::in_catalog`], that of the cluster itself.
+//! [`super::embedded`], the one on a node's own disk, `super::shared`, the one of all nodes, and [`super::in_catalog`], that of the
+//! cluster itself.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use steadfast_proto::episode::{DecodeError, Episodes, Record};
+use steadfast_proto::episode::{DecodeError, Episodes, Instance, Record};
+use steadfast_proto::ids::NodeId;
 
 use super::{IndexError, LogError, OpenError};
 
@@ -35,6 +38,21 @@ pub enum StoreError {
     /// Another node has taken these instances over; what was not committed did not happen.
     #[error("another node keeps these instances now")]
     Fenced,
+    /// The store that nodes share can't be used.
+    #[cfg(feature = "postgresql")]
+    #[error(transparent)]
+    Shared(#[from] super::SharedError),
+}
+
+/// Homes of a shared store that this node alone may write from now on, with all that is in them.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// Their numbers.
+    pub homes: BTreeSet<usize>,
+    /// All instances of them.
+    pub instances: Vec<Instance>,
+    /// The highest epoch that an instance of them ever had.
+    pub epoch: u64,
 }
 
 /// Where the instances of one keeper outlast it. A call that fails is the last one.
@@ -51,7 +69,8 @@ pub trait Store: Send + fmt::Debug {
     /// It can't be written.
     fn append(&mut self, record: &Record) -> Result<(), StoreError>;
 
-    /// Makes everything durable that was appended, at once. The machine has carried out exactly those records.
+    /// Makes everything durable that was appended, at once. The machine has carried out exactly those records. In a shared
+    /// store it also is what says that this node still keeps its homes, even when nothing was appended.
     ///
     /// # Errors
     /// It is not known to be durable; nothing may rest on it.
@@ -68,4 +87,35 @@ pub trait Store: Send + fmt::Debug {
     /// # Errors
     /// As [`Store::commit`].
     fn end(&mut self, episodes: &Episodes) -> Result<(), StoreError>;
+
+    /// Whether nodes share it, so that homes come and go; then nothing is loaded before it is adopted.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Whether this node still keeps all homes of a shared store that it has adopted; nothing is written.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn check(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Takes those of `homes` that no other of `living` holds, and fences off whoever held them.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn adopt(&mut self, homes: &BTreeSet<usize>, living: &BTreeSet<NodeId>) -> Result<Adopted, StoreError> {
+        let _ = (homes, living);
+        Ok(Adopted::default())
+    }
+
+    /// Gives homes back of which everything is committed, so that others need not wait for them.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn release(&mut self, homes: &BTreeSet<usize>) -> Result<(), StoreError> {
+        let _ = homes;
+        Ok(())
+    }
 }

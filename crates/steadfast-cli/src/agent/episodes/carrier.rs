@@ -5,6 +5,7 @@
 //! matters in it is sent again. It decides nothing about exchanges and never blocks the keeper.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -19,8 +20,14 @@ use tokio::sync::mpsc;
 use super::effects::Effects;
 use super::outside::Parties;
 
-/// The RPC service that takes frames.
+/// The RPC service that takes frames from keepers of local instances to such.
 pub(super) const SERVICE_FRAMES: u8 = 26;
+/// The RPC service that takes all others: the first byte says whose they are.
+pub(super) const SERVICE_SHARED: u8 = 30;
+/// In that byte: the sender keeps shared instances.
+const FROM_SHARED: u8 = 1;
+/// In that byte: the receiver keeps shared instances.
+const TO_SHARED: u8 = 2;
 /// Frames that wait for one peer at most.
 const QUEUE_FRAMES: usize = 256;
 /// How many bytes of frames one call carries, about.
@@ -35,19 +42,73 @@ pub(super) struct Wire {
     queues: BTreeMap<NodeId, mpsc::Sender<Frame>>,
     parties: Parties,
     effects: Effects,
+    me: NodeId,
+    keepers: Keepers,
 }
 
 impl Wire {
-    pub(super) fn new(peers: Peers, runtime: Handle, parties: Parties, effects: Effects) -> Wire {
-        Wire { peers, runtime, queues: BTreeMap::new(), parties, effects }
+    /// The wire of the keeper that is called `me`.
+    pub(super) fn new(
+        (peers, runtime): (Peers, Handle),
+        parties: Parties,
+        effects: Effects,
+        (me, keepers): (NodeId, Keepers),
+    ) -> Wire {
+        Wire { peers, runtime, queues: BTreeMap::new(), parties, effects, me, keepers }
     }
+}
+
+/// The keepers of this node: one of local instances, one of shared ones. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Keepers {
+    both: Arc<Mutex<[Option<Keeper>; 2]>>,
+}
+
+impl Keepers {
+    pub(super) fn set(&self, is_shared: bool, keeper: Option<Keeper>) {
+        self.both()[usize::from(is_shared)] = keeper;
+    }
+
+    pub(super) fn get(&self, is_shared: bool) -> Option<Keeper> {
+        self.both()[usize::from(is_shared)].clone()
+    }
+
+    /// Those that there are.
+    pub(super) fn all(&self) -> Vec<Keeper> {
+        self.both().iter().flatten().cloned().collect()
+    }
+
+    fn both(&self) -> MutexGuard<'_, [Option<Keeper>; 2]> {
+        self.both.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the id of a keeper of shared instances from that of its node: it has the mark of another kind of UUID.
+const SHARED_MARK: u128 = 1 << 79;
+
+/// What the keeper of shared instances on a node is called among keepers.
+pub(super) fn shared_id(node: NodeId) -> NodeId {
+    NodeId(node.0 | SHARED_MARK)
+}
+
+/// The node of a keeper.
+pub(super) fn node_of(keeper: NodeId) -> NodeId {
+    NodeId(keeper.0 & !SHARED_MARK)
+}
+
+fn keeps_shared(keeper: NodeId) -> bool {
+    keeper.0 & SHARED_MARK != 0
 }
 
 impl Carrier for Wire {
     fn send(&mut self, to: NodeId, frame: Frame) {
         let queue = self.queues.entry(to).or_insert_with(|| {
             let (queue, waiting) = mpsc::channel(QUEUE_FRAMES);
-            self.runtime.spawn(carry(self.peers.clone(), to, waiting));
+            if node_of(to) == node_of(self.me) {
+                self.runtime.spawn(hand_over(self.keepers.clone(), self.me, to, waiting));
+            } else {
+                self.runtime.spawn(carry(self.peers.clone(), self.me, to, waiting));
+            }
             queue
         });
         if queue.try_send(frame).is_err() {
@@ -64,10 +125,22 @@ impl Carrier for Wire {
     }
 }
 
+/// Hands frames to the other keeper of this node until nobody sends any.
+async fn hand_over(keepers: Keepers, me: NodeId, to: NodeId, mut waiting: mpsc::Receiver<Frame>) {
+    while let Some(frame) = waiting.recv().await {
+        if let Some(keeper) = keepers.get(keeps_shared(to)) {
+            keeper.receive(me, frame);
+        }
+    }
+}
+
 /// Carries the frames for one peer until nobody sends any.
-async fn carry(peers: Peers, to: NodeId, mut waiting: mpsc::Receiver<Frame>) {
+async fn carry(peers: Peers, me: NodeId, to: NodeId, mut waiting: mpsc::Receiver<Frame>) {
+    let from = if keeps_shared(me) { FROM_SHARED } else { 0 };
+    let kind = from | if keeps_shared(to) { TO_SHARED } else { 0 };
+    let (node, service) = (node_of(to), if kind == 0 { SERVICE_FRAMES } else { SERVICE_SHARED });
     while let Some(first) = waiting.recv().await {
-        let mut body = Vec::new();
+        let mut body = if kind == 0 { Vec::new() } else { vec![kind] };
         append(&mut body, &first);
         while body.len() < CALL_BYTES
             && let Ok(next) = waiting.try_recv()
@@ -75,7 +148,7 @@ async fn carry(peers: Peers, to: NodeId, mut waiting: mpsc::Receiver<Frame>) {
             append(&mut body, &next);
         }
         // Acks come back as frames; what fails is sent again by whoever misses them.
-        if let Err(error) = peers.call_untraced(to, Class::Events, SERVICE_FRAMES, body, CALL_MAX).await {
+        if let Err(error) = peers.call_untraced(node, Class::Events, service, body, CALL_MAX).await {
             tracing::debug!(%to, %error, "frames of exchanges were lost");
         }
     }
@@ -85,6 +158,15 @@ fn append(body: &mut Vec<u8>, frame: &Frame) {
     let bytes = frame.encode();
     body.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     body.extend_from_slice(&bytes);
+}
+
+/// As [`take`], where the first byte says which keeper speaks to which.
+pub(super) async fn take_shared(keepers: &Keepers, from: NodeId, mut body: Bytes) -> Result<Bytes, String> {
+    let kind = body.try_get_u8().map_err(|_| "frames of exchanges are cut off".to_owned())?;
+    let keeper = keepers.get(kind & TO_SHARED != 0);
+    let keeper = keeper.ok_or_else(|| "this node keeps no such instances now".to_owned())?;
+    let from = if kind & FROM_SHARED == 0 { from } else { shared_id(from) };
+    take(&keeper, from, body).await
 }
 
 /// Hands the frames of one call to the keeper; answers when it has looked at them, so that a peer is not faster than it.
@@ -105,6 +187,13 @@ pub(super) async fn take(keeper: &Keeper, from: NodeId, mut body: Bytes) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_keepers_of_a_node_have_ids_of_their_own() {
+        let node = NodeId(uuid::Uuid::new_v4().as_u128());
+        assert_eq!((node_of(node), node_of(shared_id(node))), (node, node));
+        assert!(keeps_shared(shared_id(node)) && !keeps_shared(node));
+    }
 
     #[test]
     fn frames_of_one_call_are_told_apart() {

@@ -5,15 +5,15 @@
 //! another: each has places of its own, one alone while it fails. `episodes::effects` has the adapters.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use steadfast::episodes::Keeper;
 use steadfast_proto::episode::{Effect, EffectResult, Input};
 use steadfast_proto::exchange::{Stream, Text};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::carrier::Keepers;
 use crate::api::convert::now_unix_ms;
 use crate::api::episode_types::EffectShown;
 use crate::episodes::effects::{Adapters, Ended, Order, id};
@@ -43,8 +43,7 @@ pub(super) struct Effects {
 struct Inner {
     adapters: Adapters,
     runtime: Handle,
-    /// Set once there is one.
-    keeper: Arc<OnceLock<Keeper>>,
+    keepers: Keepers,
     known: Mutex<Known>,
 }
 
@@ -81,8 +80,8 @@ enum Doing {
 }
 
 impl Effects {
-    pub(super) fn new(adapters: Adapters, runtime: Handle, keeper: Arc<OnceLock<Keeper>>) -> Effects {
-        let inner = Inner { adapters, runtime, keeper, known: Mutex::default() };
+    pub(super) fn new(adapters: Adapters, runtime: Handle, keepers: Keepers) -> Effects {
+        let inner = Inner { adapters, runtime, keepers, known: Mutex::default() };
         Effects { inner: Arc::new(inner) }
     }
 
@@ -185,9 +184,9 @@ impl Effects {
     }
 
     fn tell(&self, (stream, seq): Key, result: EffectResult) {
-        // Without a keeper nothing is offered; it is offered again where this comes too early.
-        if let Some(keeper) = self.inner.keeper.get() {
-            keeper.input(Input::Effected { stream, seq, result });
+        // One that does not keep the sender heeds it not; where this comes too early, the effect is offered again.
+        for keeper in self.inner.keepers.all() {
+            keeper.input(Input::Effected { stream: stream.clone(), seq, result: result.clone() });
         }
     }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use steadfast::episodes::Keeper;
 use steadfast::net::rpc::{Class, Services};
 use steadfast_proto::exchange::Name;
 use steadfast_proto::ids::NodeId;
 
 use super::super::Agent;
-use super::rows::{HOMES, HomesRow};
 use super::{Room, shown};
 use crate::api::episode_types::{InstanceList, InstanceRow};
 use crate::codes::Code;
@@ -67,12 +67,7 @@ impl Agent {
         {
             return Err(self.episodes.no_program(program));
         }
-        let Some((homes, _)) = self.rows.get_stale_at::<HomesRow>(HOMES) else {
-            return Ok(InstanceList::default());
-        };
-        let mut nodes: Vec<NodeId> = homes.nodes;
-        nodes.sort_unstable();
-        nodes.dedup();
+        let Some(nodes) = self.episodes.all_homes() else { return Ok(InstanceList::default()) };
         let wanted = Wanted { limit: u32::try_from(limit.saturating_add(1)).ok(), ..wanted };
         let asked = nodes.into_iter().map(|node| {
             let wanted = wanted.clone();
@@ -123,18 +118,26 @@ impl Room {
 
     /// The first of what this node keeps that is wanted.
     async fn list(&self, wanted: Wanted) -> Result<Vec<InstanceRow>, Failure> {
-        let Some(keeper) = self.opened().await? else { return Ok(Vec::new()) };
-        let rows = keeper.look(move |episodes| {
-            let limit = wanted.limit.map_or(PAGE_MAX, |limit| usize::try_from(limit).unwrap_or(PAGE_MAX));
-            let fits = |name: &Name| {
-                wanted.program.as_deref().is_none_or(|program| name.program() == program)
-                    && wanted.after.as_deref().is_none_or(|after| name.as_str() > after)
-            };
-            let found = episodes.instances().filter(|instance| fits(&instance.name)).filter(|instance| {
-                wanted.doing.as_deref().is_none_or(|doing| shown::doing(instance) == doing)
-            });
-            found.take(limit.min(PAGE_MAX + 1)).map(|instance| shown::row(instance, "")).collect()
-        });
-        rows.await.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))
+        let mut rows = Vec::new();
+        for keeper in self.all_opened().await? {
+            rows.extend(listed(&keeper, wanted.clone()).await?);
+        }
+        Ok(rows)
     }
+}
+
+async fn listed(keeper: &Keeper, wanted: Wanted) -> Result<Vec<InstanceRow>, Failure> {
+    let rows = keeper.look(move |episodes| {
+        let limit = wanted.limit.map_or(PAGE_MAX, |limit| usize::try_from(limit).unwrap_or(PAGE_MAX));
+        let fits = |name: &Name| {
+            wanted.program.as_deref().is_none_or(|program| name.program() == program)
+                && wanted.after.as_deref().is_none_or(|after| name.as_str() > after)
+        };
+        let found = episodes
+            .instances()
+            .filter(|instance| fits(&instance.name))
+            .filter(|instance| wanted.doing.as_deref().is_none_or(|doing| shown::doing(instance) == doing));
+        found.take(limit.min(PAGE_MAX + 1)).map(|instance| shown::row(instance, "")).collect()
+    });
+    rows.await.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))
 }

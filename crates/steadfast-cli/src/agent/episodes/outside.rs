@@ -4,7 +4,7 @@
 //! asks in its name just then, and to nobody otherwise: the core says it again when the party asks. So nothing is kept
 //! here for a party. It decides nothing about exchanges; `api::exchange` has the words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use steadfast::net::rpc::{Class, Services};
-use steadfast_proto::episode::{Input, home_of};
+use steadfast_proto::episode::Input;
 use steadfast_proto::exchange::{Frame, Message, Name};
 use steadfast_proto::ids::NodeId;
 use tokio::sync::{Semaphore, mpsc};
@@ -130,12 +130,12 @@ impl Agent {
     /// Says this in the name of a party, to the nodes that it is for; gives the answers that are there now.
     pub(crate) async fn say_outside(&self, party: &Name, messages: Vec<Message>) -> Result<Heard, Failure> {
         let _place = self.place_outside()?;
-        let Some(homes) = self.homes().await? else {
+        if self.outside_homes().await?.is_none() {
             return Err(self.episodes.no_program(first_program(&messages)));
-        };
+        }
         let mut by_node: BTreeMap<NodeId, Vec<Message>> = BTreeMap::new();
         for message in messages {
-            let home = homes.get(home_of(message.to(), homes.len())).copied().unwrap_or(self.id);
+            let home = self.episodes.home(message.to()).unwrap_or(self.id);
             by_node.entry(home).or_default().push(message);
         }
         let asked = by_node.into_iter().map(|(node, messages)| async move {
@@ -156,9 +156,7 @@ impl Agent {
         let _place = self.place_outside()?;
         let until = Instant::now() + wait.max(LOOK);
         loop {
-            let mut nodes = self.homes().await?.unwrap_or_default();
-            nodes.sort_unstable();
-            nodes.dedup();
+            let nodes: Vec<NodeId> = self.outside_homes().await?.unwrap_or_default().into_iter().collect();
             let begun = Instant::now();
             let wait = until.saturating_duration_since(begun).min(ROUND);
             let heard = self.hear_round(party, &nodes, wait).await;
@@ -208,14 +206,14 @@ impl Agent {
         Frame::decode(&answer.ok()?).ok().map(|frame| frame.messages)
     }
 
-    /// The homes, if there are programs.
-    async fn homes(&self) -> Result<Option<Vec<NodeId>>, Failure> {
-        let known = match self.rows.get_stale_at::<HomesRow>(HOMES) {
-            Some(known) => Some(known),
-            // An agent that has just begun may not have them yet.
-            None => self.rows.get_at::<HomesRow>(HOMES).await?,
-        };
-        Ok(known.map(|(homes, _)| homes.nodes))
+    /// Who keeps instances, if there are programs.
+    async fn outside_homes(&self) -> Result<Option<BTreeSet<NodeId>>, Failure> {
+        if let Some(known) = self.episodes.all_homes() {
+            return Ok(Some(known));
+        }
+        // An agent that has just begun may not have them yet.
+        let known = self.rows.get_at::<HomesRow>(HOMES).await?;
+        Ok(known.map(|(homes, _)| homes.nodes.into_iter().collect()))
     }
 
     fn place_outside(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
@@ -251,18 +249,21 @@ impl Room {
         messages: Vec<Message>,
         wait: Option<Duration>,
     ) -> Result<Vec<Message>, Failure> {
-        let Some(keeper) = self.opened().await? else { return Ok(Vec::new()) };
+        let keepers = self.all_opened().await?;
+        if keepers.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut listening = self.inner.parties.listen(party);
         let mut awaited: Vec<Awaited> = messages.iter().filter_map(Awaited::of).collect();
         let (input, patience) = match wait {
             Some(wait) => (Input::Polled(party.clone()), wait),
             None => (Input::Outside { party: party.clone(), messages }, ANSWER_MAX),
         };
+        // What is for an instance of the other one is not heeded.
+        keepers.iter().for_each(|keeper| keeper.input(input.clone()));
         if wait.is_none() && awaited.is_empty() {
-            keeper.input(input);
             return Ok(Vec::new());
         }
-        keeper.input(input);
         let until = Instant::now() + patience;
         let (mut said, mut bytes) = (Vec::new(), 0);
         loop {

@@ -3,15 +3,22 @@
 //! A request is carried out by the node that keeps the instance; the API hands it on there. What is refused is refused by the
 //! core, and its words are given a code here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use steadfast_proto::episode::{Answer, Key, Request, RequestError};
+use steadfast::episodes::KeeperError;
+use steadfast_proto::episode::{Answer, Episodes, Key, Request, RequestError};
 use steadfast_proto::exchange::{Blob, Name, TEXT_BYTES_MAX};
 
+use super::rows::store_word;
 use super::{Room, shown};
 use crate::api::episode_types as types;
 use crate::codes::Code;
 use crate::failure::Failure;
+
+/// How long a request waits for an instance that is on its way from one node to another.
+const MOVING_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has come.
+const MOVING_LOOK: Duration = Duration::from_millis(50);
 
 /// What makes a repeated request the same request: the client's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,33 +66,67 @@ impl Room {
         wait: Option<Duration>,
     ) -> Result<types::EpisodeAnswer, Failure> {
         let name = request.name().clone();
-        let Some(keeper) = self.opened().await? else { return Err(self.no_program(name.program())) };
-        let asked = keeper.ask(request);
-        let answer = match wait {
-            None => asked.await,
-            Some(wait) => tokio::time::timeout(wait, asked).await.map_err(|_| late(&name, wait))?,
-        };
-        let answer = answer.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
-        answer.map(spoken).map_err(|error| self.refused(&error))
+        let patience = Instant::now() + MOVING_MAX;
+        loop {
+            let keeper = self.opened_for(&name).await?;
+            let Some(keeper) = keeper else { return Err(self.no_program(name.program())) };
+            let asked = keeper.ask(request.clone());
+            let answer = match wait {
+                None => asked.await,
+                Some(wait) => tokio::time::timeout(wait, asked).await.map_err(|_| late(&name, wait))?,
+            };
+            let answer = answer.map_err(|_| self.ended(&name))?;
+            let is_moving = matches!(answer, Err(RequestError::Moving(_) | RequestError::Elsewhere(_)));
+            if is_moving && Instant::now() < patience {
+                tokio::time::sleep(MOVING_LOOK).await;
+                continue;
+            }
+            return answer.map(spoken).map_err(|error| self.refused(&error));
+        }
+    }
+
+    /// The keeper ended while it was asked; of a local one the agent's log says why.
+    fn ended(&self, name: &Name) -> Failure {
+        if self.is_shared(name) {
+            let message = format!(
+                "the shared store failed while {name} was asked; whether it took the request is not known: with an Idempotency-Key it can be repeated"
+            );
+            return Failure::new(Code::SharedStore, message);
+        }
+        Failure::new(Code::EpisodesFailed, KeeperError::Ended.to_string())
     }
 
     /// All of an instance that this node keeps.
     pub(crate) async fn instance(&self, name: Name, node: String) -> Result<types::Instance, Failure> {
-        let missing = RequestError::NoInstance(name.clone());
-        let Some(keeper) = self.opened().await? else { return Err(self.refused(&missing)) };
-        let effects = self.inner.effects.clone();
-        let looked = keeper.look(move |episodes| shown::instance(episodes, &name, &node, &effects)).await;
-        let found = looked.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
-        found.ok_or_else(|| self.refused(&missing))
+        let (effects, store) = (self.inner.effects.clone(), store_word(self.is_shared(&name)));
+        let of = name.clone();
+        self.look(&name, move |episodes| shown::instance(episodes, &of, (&node, store), &effects)).await
     }
 
     /// The last episodes of an instance that this node keeps.
     pub(crate) async fn history(&self, name: Name) -> Result<Vec<types::PastEpisode>, Failure> {
+        let of = name.clone();
+        self.look(&name, move |episodes| episodes.instance(&of).map(shown::history)).await
+    }
+
+    /// Looks at an instance that this node keeps, as soon as it has come.
+    async fn look<T: Send + 'static>(
+        &self,
+        name: &Name,
+        look: impl Fn(&Episodes) -> Option<T> + Clone + Send + 'static,
+    ) -> Result<T, Failure> {
         let missing = RequestError::NoInstance(name.clone());
-        let Some(keeper) = self.opened().await? else { return Err(self.refused(&missing)) };
-        let looked = keeper.look(move |episodes| episodes.instance(&name).map(shown::history)).await;
-        let found = looked.map_err(|error| Failure::new(Code::EpisodesFailed, error.to_string()))?;
-        found.ok_or_else(|| self.refused(&missing))
+        let patience = Instant::now() + MOVING_MAX;
+        loop {
+            let Some(keeper) = self.opened_for(name).await? else { return Err(self.refused(&missing)) };
+            let (of, look) = (name.clone(), look.clone());
+            let looked = keeper.look(move |episodes| episodes.is_kept_here(&of).then(|| look(episodes)));
+            match looked.await.map_err(|_| self.ended(name))? {
+                Some(found) => return found.ok_or_else(|| self.refused(&missing)),
+                None if Instant::now() < patience => tokio::time::sleep(MOVING_LOOK).await,
+                None => return Err(self.refused(&RequestError::Moving(name.clone()))),
+            }
+        }
     }
 
     fn refused(&self, error: &RequestError) -> Failure {
@@ -102,7 +143,9 @@ impl Room {
             RequestError::Full(..) | RequestError::Keys(..) => Code::InstanceFull,
             RequestError::KeyReused(..) => Code::KeyReused,
             RequestError::TooLarge(..) => Code::BadRequest,
-            RequestError::Elsewhere(_) => Code::PeerUnreachable,
+            RequestError::Elsewhere(_) | RequestError::Moving(_) | RequestError::Moved(_) => {
+                Code::PeerUnreachable
+            }
         };
         Failure::new(code, error.to_string())
     }

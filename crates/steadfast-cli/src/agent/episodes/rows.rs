@@ -1,9 +1,10 @@
 //! What the catalog says of episodes: programs with their versions, the bytes of modules, and who keeps which home.
 //!
 //! `episode/program/NAME` has a program, `episode/module/DIGEST` the bytes of a module, each once however often it is
-//! deployed, and `episode/homes` the node of each home, which is made with the first program and stays.
+//! deployed, and `episode/homes` the node of each home, which is made with the first program and stays. `episode/sharing` has
+//! the nodes that reach the shared store; who of them keeps which of its homes follows from that and the view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -21,6 +22,8 @@ pub(super) const ALL: &str = "episode/";
 pub(super) const PROGRAMS: &str = "episode/program/";
 /// Who keeps which home.
 pub(super) const HOMES: &str = "episode/homes";
+/// Who reaches the shared store.
+pub(super) const SHARING: &str = "episode/sharing";
 /// The rows of modules begin so.
 const MODULES: &str = "episode/module/";
 /// How many homes there are.
@@ -34,6 +37,12 @@ pub(super) struct HomesRow {
     pub(super) nodes: Vec<NodeId>,
 }
 
+/// The nodes that reach the shared store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SharingRow {
+    pub(super) nodes: BTreeSet<NodeId>,
+}
+
 /// A program that was deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ProgramRow {
@@ -41,6 +50,8 @@ pub(super) struct ProgramRow {
     /// The version that new instances run.
     pub(super) current: u32,
     pub(super) is_pipelined: bool,
+    /// Whether its instances are in the shared store; never changes.
+    pub(super) is_shared: bool,
     pub(super) versions: BTreeMap<u32, VersionRow>,
 }
 
@@ -93,6 +104,7 @@ impl ProgramRow {
             name: self.name.clone(),
             current: self.current,
             mode: mode_word(mode(self.is_pipelined)).to_owned(),
+            store: store_word(self.is_shared).to_owned(),
             versions: versions.collect(),
             unaware: Vec::new(),
         }
@@ -147,6 +159,11 @@ pub(super) fn mode_word(mode: Mode) -> &'static str {
         Mode::Strict => "strict",
         Mode::Pipelined => "pipelined",
     }
+}
+
+/// The word of a store.
+pub(super) fn store_word(is_shared: bool) -> &'static str {
+    if is_shared { "shared" } else { "local" }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub(super) fn row(instance: &Instance, node: &str) -> types::InstanceRow {
 pub(super) fn instance(
     episodes: &Episodes,
     name: &Name,
-    node: &str,
+    (node, store): (&str, &str),
     effects: &Effects,
 ) -> Option<types::Instance> {
     let instance = episodes.instance(name)?;
@@ -77,6 +77,7 @@ pub(super) fn instance(
     Some(types::Instance {
         row: row(instance, node),
         mode: mode_word(instance.mode).to_owned(),
+        store: store.to_owned(),
         is_deployed: episodes.can_run(name.program(), instance.version),
         epoch: instance.epoch,
         now_unix_ms: now_unix_ms(),

@@ -256,7 +256,7 @@ impl Agent {
         };
         let settings = Settings { keep: KEEP, attempts_max: u32::MAX, ..Settings::default() };
         let parts = Parts { me: self.id, settings, carrier: Box::new(adapter), life };
-        let keeper = Keeper::start(store, parts, Known { homes: Vec::new(), programs: programs() })?;
+        let keeper = Keeper::start(store, parts, Known { programs: programs(), ..Known::default() })?;
         // What was unfinished waits for this: its messages are sent again by their timer.
         let _ = own.set(keeper.clone());
         *self.operations.held() = Some(Held { keeper: keeper.clone(), given_up });

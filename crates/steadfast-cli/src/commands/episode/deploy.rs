@@ -16,7 +16,7 @@ use crate::output::table;
 /// New instances run the version that was deployed last; older ones go on with the one that they began with.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  steadfast episode deploy\n  steadfast episode deploy order --wasm order.wasm\n  steadfast episode deploy payment --http http://127.0.0.1:8080/payment --mode pipelined\n  steadfast episode deploy shipment --version 2 --command python3 /srv/shipment.py --verbose"
+    after_help = "Examples:\n  steadfast episode deploy\n  steadfast episode deploy order --wasm order.wasm\n  steadfast episode deploy payment --http http://127.0.0.1:8080/payment --mode pipelined\n  steadfast episode deploy stock --store shared --http http://127.0.0.1:8080/stock\n  steadfast episode deploy shipment --version 2 --command python3 /srv/shipment.py --verbose"
 )]
 pub(super) struct Args {
     /// What the program is called: the part of its instances' names before the slash
@@ -37,6 +37,10 @@ pub(super) struct Args {
     /// acknowledged [default: as it was; strict for a new program]
     #[arg(long, value_name = "MODE", requires = "name")]
     mode: Option<String>,
+    /// Where its instances are kept: local, on the disk of one node each, or shared, in the store that all nodes reach; stays
+    /// so for ever [default: as it was; local for a new program]
+    #[arg(long, value_name = "STORE", requires = "name")]
+    store: Option<String>,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
@@ -58,6 +62,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         command: args.command,
         version: args.version,
         mode: args.mode,
+        store: args.store,
     };
     let program: Program = context.client.put(&format!("/v1/programs/{}", segment(&name)), &request).await?;
     if !program.unaware.is_empty() {
@@ -77,10 +82,11 @@ fn list(programs: &[Program]) -> String {
                 version.version.to_string(),
                 current.to_owned(),
                 program.mode.clone(),
+                program.store.clone(),
                 version.source.clone(),
                 version.what.clone(),
             ]
         })
     });
-    table(["PROGRAM", "VERSION", "", "MODE", "BY", "WHAT"], rows)
+    table(["PROGRAM", "VERSION", "", "MODE", "STORE", "BY", "WHAT"], rows)
 }

@@ -28,8 +28,9 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
 fn page(instance: &Instance) -> String {
     let row = &instance.row;
+    let place = if instance.store == "shared" { "in the shared store, now on" } else { "on" };
     let mut lines = vec![format!(
-        "{} on {}, version {}, mode {}, after {} episodes: {}",
+        "{} {place} {}, version {}, mode {}, after {} episodes: {}",
         row.name, row.node, row.version, instance.mode, row.episode, row.doing
     )];
     lines.extend(sentences(instance).into_iter().map(|sentence| format!("  {sentence}")));

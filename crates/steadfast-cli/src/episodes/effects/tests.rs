@@ -116,7 +116,10 @@ fn a_statement_is_carried_out_once_for_its_id_and_answered_again() {
     let mut server = Postgresql::start(folder.path()).unwrap();
     let address = PostgresqlAddress(server.address().parse().unwrap());
     let shop = PostgresqlConfig { address, password_file: None, ca: None };
-    let config = EpisodesConfig { postgresql: BTreeMap::from([("shop".to_owned(), shop)]) };
+    let config = EpisodesConfig {
+        postgresql: BTreeMap::from([("shop".to_owned(), shop)]),
+        ..EpisodesConfig::default()
+    };
     let connections = postgresql::Connections::new(&config);
     let order = |statement: &str, parameters: Value| {
         let order =

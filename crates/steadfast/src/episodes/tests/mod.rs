@@ -7,6 +7,10 @@ mod index;
 mod keeper;
 mod model;
 mod real;
+#[cfg(feature = "postgresql")]
+mod server;
+#[cfg(feature = "postgresql")]
+mod shared;
 
 use super::log::{Log, OpenError, Settings};
 use super::simulated::SimulatedDisk;
