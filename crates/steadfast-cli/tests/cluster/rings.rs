@@ -1,5 +1,5 @@
-//! Money that goes round (PROTOCOLS 2): rings of accounts, one for each way of writing programs, while agents are killed by
-//! SIGKILL. Whatever happens, no money is lost or made, each transfer takes effect once, and nothing of it is left over.
+//! Money that goes round (PROTOCOLS 2): rings of accounts, one for each way of writing programs and each store, while agents are
+//! killed by SIGKILL. Whatever happens, no money is lost or made, each transfer takes effect once, and nothing of it is left over.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,8 @@ use steadfast_cli::api::episode_types::Instance;
 use steadfast_cli::bed::Host;
 
 use super::episodes::{ACCOUNT, PYTHON, Served, script};
-use super::support::{BINARY, Trial, builder};
+use super::shared::Sharing;
+use super::support::{BINARY, Trial};
 
 /// How many accounts a ring has.
 const ACCOUNTS: u64 = 6;
@@ -23,33 +24,56 @@ const PORT: &str = "8097";
 #[derive(Clone, Copy)]
 struct Ring {
     program: &'static str,
-    /// Whether its payloads and states are bytes, and no JSON.
-    is_binary: bool,
+    language: Language,
+    store: &'static str,
 }
 
-const IN_RUST: Ring = Ring { program: "in-rust", is_binary: false };
-const IN_WASM: Ring = Ring { program: "in-wasm", is_binary: true };
-const BY_COMMAND: Ring = Ring { program: "by-command", is_binary: false };
-const ALL: [Ring; 3] = [IN_RUST, IN_WASM, BY_COMMAND];
+#[derive(Clone, Copy, PartialEq)]
+enum Language {
+    Rust,
+    /// Its payloads and states are bytes, and no JSON.
+    Wasm,
+    Python,
+}
+
+const fn ring(program: &'static str, language: Language, store: &'static str) -> Ring {
+    Ring { program, language, store }
+}
+
+const ALL: [Ring; 6] = [
+    ring("rust", Language::Rust, "local"),
+    ring("wasm", Language::Wasm, "local"),
+    ring("python", Language::Python, "local"),
+    ring("shared-rust", Language::Rust, "shared"),
+    ring("shared-wasm", Language::Wasm, "shared"),
+    ring("shared-python", Language::Python, "shared"),
+];
 
 impl Ring {
+    fn is_binary(self) -> bool {
+        self.language == Language::Wasm
+    }
+
     fn account(self, number: u64) -> String {
         format!("{}/{}", self.program, number % ACCOUNTS)
     }
 
-    fn begin(self, host: &Host) {
+    fn begin(self, trial: &Trial) {
+        let host = trial.bed.host(0);
         for number in 0..ACCOUNTS {
             let next = self.account(number + 1);
             let first =
-                if self.is_binary { bytes(next.as_bytes()) } else { format!("{{\"next\": \"{next}\"}}") };
-            host.steadfast_text(&["episode", "start", &self.account(number), &first]).unwrap();
+                if self.is_binary() { bytes(next.as_bytes()) } else { format!("{{\"next\": \"{next}\"}}") };
+            let start = ["episode", "start", &self.account(number), &first, "--key", "first"];
+            // Homes of the shared store may be on their way.
+            trial.wait("the account to be opened", || host.steadfast_text(&start).ok());
         }
     }
 
     /// Sends an amount round, asking one host after the other until one has taken it.
     fn pass(self, trial: &Trial, number: u64) {
         let amount = number % 7 + 1;
-        let said = if self.is_binary {
+        let said = if self.is_binary() {
             bytes(&[amount.to_le_bytes(), HOPS.to_le_bytes()].concat())
         } else {
             format!("{{\"amount\": {amount}, \"hops\": {HOPS}}}")
@@ -69,7 +93,7 @@ impl Ring {
             let name = self.account(number);
             let shown = host.steadfast_as::<Instance>(&["-o", "json", "episode", "show", &name]).ok()?;
             let state: serde_json::Value = serde_json::from_str(shown.state.get()).ok()?;
-            let (more, times) = if self.is_binary {
+            let (more, times) = if self.is_binary() {
                 let state = BASE64.decode(state["base64"].as_str()?.as_bytes()).ok()?;
                 let word = |at| Some(u64::from_le_bytes(*state.get(at..)?.first_chunk()?));
                 (word(0)?, word(8)?)
@@ -103,9 +127,10 @@ fn bytes(bytes: &[u8]) -> String {
     format!("{{\"base64\": \"{}\"}}", BASE64.encode(bytes))
 }
 
-/// Three agents with a ring of each program.
-fn rings() -> (Trial, Vec<Served>) {
-    let trial = Trial::with(builder());
+/// Three agents with all rings.
+fn rings() -> (Sharing, Vec<Served>) {
+    let sharing = Sharing::new();
+    let trial = &sharing.trial;
     let program = Path::new(BINARY).with_file_name("examples").join("account");
     assert!(program.exists(), "build it first: cargo build -p steadfast --example account");
     let serve = |host| {
@@ -115,25 +140,28 @@ fn rings() -> (Trial, Vec<Served>) {
     };
     let served = trial.bed.hosts().iter().map(serve).collect();
     let alpha = trial.bed.host(0);
-    let python = script(&trial, "account.py", ACCOUNT).display().to_string();
-    let module = script(&trial, "account.wat", include_str!("rings/account.wat")).display().to_string();
+    let python = script(trial, "account.py", ACCOUNT).display().to_string();
+    let module = script(trial, "account.wat", include_str!("rings/account.wat")).display().to_string();
     let url = format!("http://127.0.0.1:{PORT}/");
-    for how in [
-        &[IN_RUST.program, "--http", &url][..],
-        &[IN_WASM.program, "--wasm", &module],
-        &[BY_COMMAND.program, "--command", PYTHON, &python],
-    ] {
-        alpha.steadfast_text(&[&["episode", "deploy"], how].concat()).unwrap();
+    for ring in ALL {
+        let runs: &[&str] = match ring.language {
+            Language::Rust => &["--http", &url],
+            Language::Wasm => &["--wasm", &module],
+            Language::Python => &["--command", PYTHON, &python],
+        };
+        let deploy = ["episode", "deploy", ring.program, "--store", ring.store];
+        alpha.steadfast_text(&[&deploy, runs].concat()).unwrap();
+        ring.begin(trial);
     }
-    ALL.iter().for_each(|ring| ring.begin(alpha));
-    (trial, served)
+    (sharing, served)
 }
 
 #[test]
 fn money_that_goes_round_is_conserved_though_agents_are_killed() {
-    let (trial, served) = rings();
+    let (sharing, served) = rings();
+    let trial = &sharing.trial;
     for ring in ALL {
-        (0..ACCOUNTS).for_each(|number| ring.pass(&trial, number));
+        (0..ACCOUNTS).for_each(|number| ring.pass(trial, number));
     }
     for round in 0..6 {
         let host = trial.bed.host(round % 3);
@@ -142,7 +170,7 @@ fn money_that_goes_round_is_conserved_though_agents_are_killed() {
         host.wait_ready().unwrap();
     }
     trial.bed.wait_members(3).unwrap();
-    ALL.iter().for_each(|ring| ring.wait_settled(&trial, ACCOUNTS));
+    ALL.iter().for_each(|ring| ring.wait_settled(trial, ACCOUNTS));
     drop(served);
 }
 
@@ -150,13 +178,14 @@ fn money_that_goes_round_is_conserved_though_agents_are_killed() {
 fn a_long_run_of_rings_loses_nothing_though_an_agent_is_killed_every_second() {
     let minutes = std::env::var_os("STEADFAST_SOAK").is_some();
     let length = Duration::from_secs(if minutes { 600 } else { 20 });
-    let (trial, served) = rings();
+    let (sharing, served) = rings();
+    let trial = &sharing.trial;
     let (began, mut kills) = (Instant::now(), 0);
     let passed = std::thread::scope(|scope| {
         let passing = scope.spawn(|| {
             let mut passed = 0;
             while began.elapsed() < length {
-                ALL.iter().for_each(|ring| ring.pass(&trial, passed));
+                ALL.iter().for_each(|ring| ring.pass(trial, passed));
                 passed += 1;
             }
             passed
@@ -172,7 +201,7 @@ fn a_long_run_of_rings_loses_nothing_though_an_agent_is_killed_every_second() {
     });
     trial.bed.hosts().iter().for_each(|host| host.wait_ready().unwrap());
     trial.bed.wait_members(3).unwrap();
-    ALL.iter().for_each(|ring| ring.wait_settled(&trial, passed));
+    ALL.iter().for_each(|ring| ring.wait_settled(trial, passed));
     println!("{kills} kills, {passed} transfers round each of {} rings, all exact", ALL.len());
     drop(served);
 }
