@@ -19,7 +19,7 @@ use bytes::Bytes;
 use steadfast::catalog::Versioned;
 use steadfast::episodes::{Carrier, Deployment, InCatalog, Keeper, KeeperError, Known, Parts, Runner};
 use steadfast::net::rpc::{Class, Services};
-use steadfast_proto::catalog::{View, decode_row, encode_row};
+use steadfast_proto::catalog::{Key, View, decode_row, encode_row};
 use steadfast_proto::episode::{
     Answer, Effect, EffectResult, Episodes, Input, Instance, Program, Request, RequestError, Settings, Status,
 };
@@ -53,6 +53,8 @@ const TEND: Duration = Duration::from_millis(100);
 const KEEP: Duration = Duration::from_secs(3_600);
 /// How many operations there may be that have not ended.
 const ACTIVE_MAX: usize = 256;
+/// How many there may be in all: each is a row of the catalog.
+const ALL_MAX: usize = 4_096;
 
 /// Where operations are.
 const ROWS: &str = "operation/at/";
@@ -124,7 +126,7 @@ impl Agent {
         );
         let deadline = tokio::time::Instant::now() + SEARCH_MAX;
         loop {
-            let view = self.status().await?.view;
+            let view = self.rows.get_stale::<View>(&Key::View).map(|(view, _)| view);
             let failure = match view.as_ref().and_then(runs_in) {
                 Some(node) if node == self.id => match self.begin_here(&key, &operation).await {
                     Ok(()) => return Ok(name),
@@ -154,9 +156,17 @@ impl Agent {
         };
         let ended = |_| Failure::new(Code::PeerUnreachable, "this node runs operations no more");
         let name = name_of(key)?;
-        let active = keeper.look(|episodes| episodes.instances().filter(|one| one.is_active()).count());
-        if active.await.map_err(ended)? >= ACTIVE_MAX {
-            let message = format!("{ACTIVE_MAX} operations run already; `steadfast operations` lists them");
+        let counted = keeper.look(|episodes| {
+            let active = episodes.instances().filter(|one| one.is_active()).count();
+            (active, episodes.instances().count())
+        });
+        let (active, all) = counted.await.map_err(ended)?;
+        if active >= ACTIVE_MAX || all >= ALL_MAX {
+            let message = format!(
+                "{active} operations run and {} ended within the last hour, at most {ACTIVE_MAX} may run and {ALL_MAX} be remembered; \
+                 try again later, `steadfast operations` lists them",
+                all - active
+            );
             return Err(Failure::new(Code::TooMany, message));
         }
         let payload = operation.encode().map_err(|why| Failure::new(Code::Internal, why))?;
@@ -215,14 +225,16 @@ impl Agent {
     pub(super) async fn run_operations(self: Arc<Self>, life: Incarnation) {
         loop {
             tokio::time::sleep(TEND).await;
-            let Ok(status) = self.status().await else { continue };
-            let is_ours = status.synced && status.view.as_ref().and_then(runs_in) == Some(self.id);
-            if !is_ours {
+            // By this node's copy, which may be old: a holder that was followed by another commits nothing.
+            let view = self.rows.get_stale::<View>(&Key::View).map(|(view, _)| view);
+            if view.as_ref().and_then(runs_in) != Some(self.id) {
                 self.operations.stop().await;
                 continue;
             }
             let keeper = match self.operations.keeper() {
                 Some(keeper) => keeper,
+                // One that has just started may not know yet that it is no member any more.
+                None if !self.status().await.is_ok_and(|status| status.synced) => continue,
                 None => match self.take_over(life).await {
                     Ok(keeper) => keeper,
                     Err(error) => {
@@ -270,8 +282,13 @@ impl Agent {
         for (key, what) in Facts::stale(&self.rows).map_err(Tend::Failed)?.unasked() {
             let name = name_of(&key).map_err(Tend::Failed)?;
             let is_asked_for = all.values().flatten().any(|one| one.what.brings_back(&what));
-            if !all.contains_key(&name) && !is_asked_for {
-                self.begin_here(&key, &Operation::new(what, None, None)).await.map_err(Tend::Failed)?;
+            if all.contains_key(&name) || is_asked_for {
+                continue;
+            }
+            if let Err(failure) = self.begin_here(&key, &Operation::new(what, None, None)).await {
+                // The cluster does it all the same; and those that run must come to their ends before others can begin.
+                tracing::debug!(%failure, name = name.key(), "what the cluster does is not listed yet");
+                break;
             }
         }
         if all.values().all(Option::is_none) {
