@@ -25,7 +25,8 @@ cargo xtask TASK [ARGUMENTS]
   fuzz [TARGET] [--seconds N]
                      fuzz one decoder, or all of them, N seconds each (60)
   bench [NAME]       build for release, then run one benchmark, or all
-  soak               set up, then ten minutes of loss, pauses and a cut on the test bed
+  soak               set up, then ten minutes each: loss, pauses and a cut on the test bed; rings of durable programs with an
+                     agent killed every second; histories of the catalog
   tidy               check the house rules that no compiler checks; only reads
   fix                rewrite what can be rewritten: format, clippy's suggestions, generated files
 ";

@@ -240,6 +240,19 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
+/// Fills a folder anew, or leaves none: a half one would pass for a whole one if its program were there already.
+fn whole_or_not(folder: &Path, fill: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("could not remove {}", folder.display()))?;
+    }
+    let filled = fill(folder.to_str().context("the folder's name is text")?);
+    if filled.is_err() {
+        // It may not have been made yet.
+        let _ = fs::remove_dir_all(folder);
+    }
+    filled
+}
+
 /// One unreachable source among several must not stop what the others can give; the installation then says so.
 fn update() {
     if let Err(error) = apt("update").read() {

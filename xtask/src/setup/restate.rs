@@ -5,11 +5,10 @@
 
 use super::{
     find_restate::{RESTATE_VERSION, find, folder},
-    has_program, install_programs,
+    has_program, install_programs, whole_or_not,
 };
 use crate::run::Run;
 use anyhow::{Context, Result};
-use std::fs;
 
 /// Whether it is there.
 pub(super) fn is_found() -> bool {
@@ -26,17 +25,9 @@ pub(super) fn find_or_install() -> Result<()> {
     if !has_program("npm") {
         install_programs(&[("npm", "brings the Restate server")])?;
     }
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("could not remove {}", folder.display()))?;
-    }
-    let path = folder.to_str().context("the folder's name is text")?;
-    let wanted = format!("@restatedev/restate-server@{RESTATE_VERSION}");
-    let installed =
-        Run::new("npm").words("install --no-audit --no-fund --prefix").args([path, &wanted]).read();
-    if installed.is_err() {
-        // A half one would pass for a whole one if its program were there already.
-        let _ = fs::remove_dir_all(&folder);
-    }
-    installed?;
+    whole_or_not(&folder, |path| {
+        let wanted = format!("@restatedev/restate-server@{RESTATE_VERSION}");
+        Run::new("npm").words("install --no-audit --no-fund --prefix").args([path, &wanted]).read().map(drop)
+    })?;
     find().map(drop).context("the package brought no program `restate-server` for this machine")
 }

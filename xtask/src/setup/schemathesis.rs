@@ -5,11 +5,10 @@
 
 use super::{
     find_schemathesis::{SCHEMATHESIS_VERSION, find, folder},
-    install_programs,
+    install_programs, whole_or_not,
 };
 use crate::run::Run;
 use anyhow::{Context, Result};
-use std::fs;
 
 /// Whether it is there.
 pub(super) fn is_found() -> bool {
@@ -23,20 +22,16 @@ pub(super) fn find_or_install() -> Result<()> {
     }
     let folder = folder();
     eprintln!("setup: installing schemathesis into {}, which tests the HTTP API", folder.display());
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("could not remove {}", folder.display()))?;
-    }
-    let path = folder.to_str().context("the folder's name is text")?;
     // It has no program to look for; where it is installed nothing happens.
     install_programs(&[("python3-venv", "completes such folders")])?;
-    Run::new("/usr/bin/python3").args(["-m", "venv", path]).read()?;
-    let wanted = format!("schemathesis=={SCHEMATHESIS_VERSION}");
-    let installed =
-        Run::new(&format!("{path}/bin/python")).words("-m pip install --quiet").args([&wanted]).read();
-    if installed.is_err() {
-        // A half one would pass for a whole one if its program were there already.
-        let _ = fs::remove_dir_all(&folder);
-    }
-    installed?;
+    whole_or_not(&folder, |path| {
+        Run::new("/usr/bin/python3").args(["-m", "venv", path]).read()?;
+        let wanted = format!("schemathesis=={SCHEMATHESIS_VERSION}");
+        Run::new(&format!("{path}/bin/python"))
+            .words("-m pip install --quiet")
+            .args([&wanted])
+            .read()
+            .map(drop)
+    })?;
     find().map(drop).context("the package brought no program `schemathesis`")
 }

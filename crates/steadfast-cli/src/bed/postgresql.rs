@@ -1,18 +1,23 @@
 //! A PostgreSQL server in a folder of its own, for whatever is tried against a real one.
 //!
 //! It listens on a socket in that folder alone, runs as a user without rights where its owner is root (the server refuses
-//! anything else), and is gone when it is dropped. It decides only how the server is started.
+//! anything else), and is gone when it is dropped. It decides only how the server is started. Must name nothing of the crate it
+//! stands in: the tests of `steadfast` share this file.
+
+#![allow(unreachable_pub, reason = "what is public in one of them is not in another")]
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-use super::BedError;
-use super::cluster::{PATIENCE, wait_for};
+/// How long a server may take to its start.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The user without rights, as every system has one.
 const NOBODY: u32 = 65_534;
@@ -32,25 +37,20 @@ impl Postgresql {
     ///
     /// # Errors
     /// There is no server on this machine, or it does not start.
-    pub fn start(folder: &Path) -> Result<Postgresql, BedError> {
-        let programs = programs().ok_or(BedError::Impossible {
-            what: "a PostgreSQL server".to_owned(),
-            right: "`cargo xtask setup` installs one",
+    pub fn start(folder: &Path) -> io::Result<Postgresql> {
+        let programs = programs().ok_or_else(|| {
+            io::Error::other("there is no PostgreSQL server here; `cargo xtask setup` installs one")
         })?;
         if geteuid().is_root() {
-            let owned = chown(folder, Some(NOBODY), Some(NOBODY));
-            owned.map_err(|source| BedError::File { path: folder.to_owned(), source })?;
+            chown(folder, Some(NOBODY), Some(NOBODY))?;
         }
         let mut server = Postgresql { server: None, programs, folder: folder.to_owned() };
         let mut make = server.program("initdb");
         make.args(["--auth", "trust", "--username", "steadfast", "--locale", "C", "--no-sync", "--pgdata"]);
         make.arg(server.data());
-        let made = make.stdin(Stdio::null()).output();
-        let failed = |source| BedError::Program { program: "initdb".to_owned(), source };
-        let made = made.map_err(failed)?;
+        let made = make.stdin(Stdio::null()).output()?;
         if !made.status.success() {
-            let said = String::from_utf8_lossy(&made.stderr).into_owned();
-            return Err(failed(std::io::Error::other(said)));
+            return Err(io::Error::other(format!("initdb: {}", String::from_utf8_lossy(&made.stderr))));
         }
         server.go_on()?;
         Ok(server)
@@ -60,17 +60,20 @@ impl Postgresql {
     ///
     /// # Errors
     /// It does not start.
-    pub fn go_on(&mut self) -> Result<(), BedError> {
-        let failed = |source| BedError::Program { program: "postgres".to_owned(), source };
+    pub fn go_on(&mut self) -> io::Result<()> {
         let mut command = self.program("postgres");
         command.arg("-D").arg(self.data()).arg("-k").arg(&self.folder);
         command.args(["-c", "listen_addresses=", "-c", "fsync=off"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.server = Some(command.spawn().map_err(failed)?);
-        let state = self.data().join("postmaster.pid");
-        wait_for("a PostgreSQL server that is ready", PATIENCE, || {
-            fs::read_to_string(&state).ok()?.contains("ready").then_some(())
-        })
+        self.server = Some(command.spawn()?);
+        let (state, begun) = (self.state(), Instant::now());
+        while !fs::read_to_string(&state).is_ok_and(|said| said.contains("ready")) {
+            if begun.elapsed() > PATIENCE {
+                return Err(io::Error::other(format!("postgres is not ready after {PATIENCE:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// What an agent's configuration, or a client, calls it.
@@ -78,7 +81,7 @@ impl Postgresql {
         format!("host={} user=steadfast dbname=postgres", self.folder.display())
     }
 
-    /// Ends the server as a power failure would, with all that it was doing.
+    /// Ends the server at once, with all that it was doing: at its next start it recovers from its log.
     pub fn kill(&mut self) {
         self.end(Signal::QUIT);
     }
@@ -90,6 +93,13 @@ impl Postgresql {
             let _ = kill_process(id, signal);
         }
         let _ = server.wait();
+        // What it says of itself would pass for the word of the next one.
+        let _ = fs::remove_file(self.state());
+    }
+
+    /// Where the server says how far it is.
+    fn state(&self) -> PathBuf {
+        self.data().join("postmaster.pid")
     }
 
     fn data(&self) -> PathBuf {

@@ -22,11 +22,14 @@ use steadfast_proto::episode::{Event, EventId, Next, Outcome, Outgoing, Task, Wa
 use steadfast_proto::exchange::{Blob, Name};
 use steadfast_proto::time::Time;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::typed::{Durable, run};
 
 /// How many bytes of one task are read.
 const TASK_BYTES_MAX: usize = 64 << 20;
+/// How many connections are served at the same time; others wait.
+const CONNECTIONS_MAX: usize = 256;
 /// How long the head of a request may take.
 const HEAD_MAX: Duration = Duration::from_secs(30);
 /// How soon a connection is accepted again when that failed, as it does without file descriptors.
@@ -53,8 +56,9 @@ struct EventForm {
 /// Runs the program's episodes for whoever asks at the listener, until this future is dropped. Episodes run on the threads of
 /// the runtime: what takes long holds up others.
 pub async fn serve(listener: TcpListener, program: impl Durable) -> Infallible {
-    let program = Arc::new(program);
+    let (program, room) = (Arc::new(program), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
     loop {
+        let place = Arc::clone(&room).acquire_owned().await;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -78,6 +82,7 @@ pub async fn serve(listener: TcpListener, program: impl Durable) -> Infallible {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke off");
             }
+            drop(place);
         });
     }
 }

@@ -55,10 +55,10 @@ impl Durable for Bank {
 
 /// Hands frames over in this process, but every seventh.
 #[derive(Clone, Default)]
-struct Lossy {
-    me: u128,
-    keepers: Arc<Mutex<BTreeMap<NodeId, Keeper>>>,
-    count: u64,
+pub(super) struct Lossy {
+    pub(super) me: u128,
+    pub(super) keepers: Arc<Mutex<BTreeMap<NodeId, Keeper>>>,
+    pub(super) count: u64,
 }
 
 impl Carrier for Lossy {

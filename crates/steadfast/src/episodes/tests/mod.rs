@@ -8,6 +8,9 @@ mod keeper;
 mod model;
 mod real;
 #[cfg(feature = "postgresql")]
+#[path = "../../../../steadfast-cli/src/bed/postgresql.rs"]
+mod postgresql;
+#[cfg(feature = "postgresql")]
 mod server;
 #[cfg(feature = "postgresql")]
 mod shared;

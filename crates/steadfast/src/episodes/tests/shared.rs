@@ -6,20 +6,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steadfast_proto::episode::{
-    Answer, Effect, Episodes, Input, Instance, Key, Next, Outcome, Outgoing, Program, Record, Request,
-    RequestError, Settings, Task, Wait, home_of, share_homes,
+    Answer, Episodes, Input, Instance, Key, Next, Outcome, Outgoing, Program, Record, Request, RequestError,
+    Settings, Task, Wait, home_of, share_homes,
 };
-use steadfast_proto::exchange::{Blob, Frame, Message, Name};
+use steadfast_proto::exchange::{Blob, Name};
 use steadfast_proto::ids::{ClusterId, Incarnation, NodeId};
 use steadfast_proto::machine::Machine;
 use steadfast_proto::time::Time;
 use tokio::runtime::Handle;
 use tokio_postgres::NoTls;
 
+use super::keeper::Lossy;
 use super::server::Server;
 use crate::episodes::shared::HOMES;
 use crate::episodes::{
-    Carrier, Deployment, Keeper, KeeperError, Known, Parts, Runner, Shared, SharedError, Store, StoreError,
+    Deployment, Keeper, KeeperError, Known, Parts, Runner, Shared, SharedError, Store, StoreError,
 };
 
 const CLUSTER: ClusterId = ClusterId(77);
@@ -205,28 +206,6 @@ fn account(task: &Task, weight: usize) -> Outcome {
     Outcome { state: state.into(), messages, answer: None, next: Next::Wait(Wait::for_anything()) }
 }
 
-/// Hands frames over in this process, but every seventh.
-#[derive(Clone, Default)]
-struct Lossy {
-    keepers: Arc<Mutex<BTreeMap<NodeId, Keeper>>>,
-    me: u128,
-    count: u64,
-}
-
-impl Carrier for Lossy {
-    fn send(&mut self, to: NodeId, frame: Frame) {
-        self.count += 1;
-        let keepers = self.keepers.lock().expect("nobody panics with it");
-        if let Some(keeper) = keepers.get(&to).filter(|_| !self.count.is_multiple_of(7)) {
-            keeper.receive(NodeId(self.me), frame);
-        }
-    }
-
-    fn keep(&mut self, _: &Name, _: Vec<Message>) {}
-
-    fn carry_out(&mut self, _: Effect) {}
-}
-
 /// Nodes that open a keeper whenever they have none.
 struct Nodes {
     server: Mutex<Server>,
@@ -391,10 +370,9 @@ async fn homes_that_are_fought_over_lose_and_double_nothing() {
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     for node in [ONE, TWO] {
         if let Some(keeper) = nodes.keeper(node) {
-            tokio::task::spawn_blocking(move || keeper.stop())
-                .await
-                .expect("it does not panic")
-                .expect("it ends well");
+            let ended = tokio::task::spawn_blocking(move || keeper.stop()).await.expect("it does not panic");
+            // The last change of tables may have overtaken one that its task would have opened again.
+            assert!(matches!(ended, Ok(()) | Err(KeeperError::Store(StoreError::Fenced))), "{ended:?}");
         }
     }
 }
