@@ -23,6 +23,8 @@ use crate::time::Time;
 pub enum Input {
     /// Another node said this, and the session's fence let it pass.
     Received(Vec<Message>),
+    /// Another node has begun a new life, or is heard of for the first time: what was said to it may be lost.
+    Met(NodeId),
     /// A party that is no instance said this; nothing in another name than its own is heeded.
     Outside {
         /// Who.
@@ -343,6 +345,31 @@ impl Episodes {
         }
     }
 
+    /// Says again to the instances of a node what they have not answered, and asks them what they have not confirmed.
+    fn met(&mut self, now: Time, node: NodeId, out: &mut Batch) {
+        for name in self.instances.keys().cloned().collect::<Vec<_>>() {
+            let Some(instance) = self.instances.get(&name) else { continue };
+            let is_there = |other: &Name| match self.place(other) {
+                Place::Elsewhere(Destination::Node(keeper)) => keeper == node,
+                Place::Elsewhere(Destination::Outside(_)) | Place::Here | Place::Effect | Place::Nowhere => {
+                    false
+                }
+            };
+            let said = instance
+                .outboxes
+                .iter()
+                .filter(|(to, outbox)| (!outbox.is_empty() || !instance.is_active()) && is_there(to));
+            let said: Vec<Name> = said.map(|(to, _)| to.clone()).collect();
+            let heard = instance.peers.iter().filter(|(from, inbound)| !inbound.is_empty() && is_there(from));
+            let heard: Vec<Name> = heard.map(|(from, _)| from.clone()).collect();
+            for to in said {
+                self.progress(now, &name, &to);
+                self.send_again(now, &name, &to, out);
+            }
+            heard.iter().for_each(|from| self.ask(now, from, &name, out));
+        }
+    }
+
     fn fire(&mut self, now: Time, timer: Timer, out: &mut Batch) {
         match timer {
             Timer::Flow { from, to } => self.flow_due(now, &from, &to, out),
@@ -383,6 +410,7 @@ impl Machine for Episodes {
             Input::Received(messages) => {
                 messages.into_iter().for_each(|message| self.hear(now, message, out))
             }
+            Input::Met(node) => self.met(now, node, out),
             Input::Outside { party, messages } => {
                 for message in messages {
                     if *message.from() == party {
@@ -407,6 +435,10 @@ impl Machine for Episodes {
             Input::Recovered => {
                 self.timers.clear();
                 self.recover_these(now, self.instances.keys().cloned().collect(), out);
+                // Other nodes don't know of this life yet: what is for them is said as soon as they are met.
+                let is_heard = |to: &(Destination, Message)| matches!(to.0, Destination::Outside(_));
+                out.send.retain(is_heard);
+                out.send_durable.retain(is_heard);
             }
             Input::Deadline => {
                 while self.timers.first().is_some_and(|(at, _)| *at <= now) {

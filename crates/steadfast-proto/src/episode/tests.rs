@@ -328,3 +328,44 @@ fn deadlines_that_have_come_together_are_met_in_their_order() {
     let keys: Vec<&str> = due.run.iter().map(|task| task.name.key()).collect();
     assert_eq!(keys, ["3", "1", "0", "4", "2"]);
 }
+
+/// A receiver that has forgotten the stream takes a confirm for one of a new stream, and would remember that for ever.
+#[test]
+fn an_ack_that_comes_while_a_stream_is_closed_is_not_confirmed() {
+    let (mut episodes, other) = receiver();
+    let mut out = Batch::default();
+    let (kind, payload, to) = ("k".into(), Blob::empty(), other.from.clone());
+    let message = Outgoing { to, kind, correlation: None, payload, begins: false, within: None };
+    let next = Next::End(Blob::empty());
+    let outcome = Outcome { messages: vec![message], next, ..Outcome::default() };
+    episodes.step(Time::ZERO, Input::Ran { name: other.to.clone(), run: 1, result: Ok(outcome) }, &mut out);
+    let epoch = episodes.instance(&other.to).expect("it is there").epoch;
+    let stream = Stream { from: other.to, epoch, to: other.from };
+    let ack = || Message::Ack { span: span(&stream, 1, 1), epoch: 9 };
+    let says = |batch: &Batch| {
+        batch.send.iter().chain(&batch.send_durable).map(|(_, message)| message.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(says(&hear(&mut episodes, ack())), [Message::Confirm { span: span(&stream, 1, 1) }]);
+    hear(&mut episodes, Message::ConfirmAck { span: span(&stream, 1, 1) });
+    assert_eq!(says(&hear(&mut episodes, ack())), [Message::Close { stream: stream.clone() }]);
+    hear(&mut episodes, Message::Closed { stream: stream.clone() });
+    assert!(says(&hear(&mut episodes, ack())).is_empty(), "nothing is known of it any more");
+}
+
+/// After a crash it is not known who forgot what; a lost question would otherwise be repeated only with the next reminder.
+#[test]
+fn after_a_crash_a_sender_is_asked_again_soon() {
+    let (mut episodes, stream) = receiver();
+    hear(&mut episodes, msg(&stream, 1, 0));
+    let at = |episodes: &Episodes| episodes.deadline().map(|at| at.since(Time::ZERO).as_millis());
+    assert_eq!(at(&episodes), Some(30_000), "in life there is no hurry");
+    let mut out = Batch::default();
+    episodes.step(Time::ZERO, Input::Met(OTHER), &mut out);
+    assert!(matches!(&out.send_durable[..], [(Destination::Node(OTHER), Message::Ack { .. })]));
+    for due in [200, 600, 1_400] {
+        assert_eq!(at(&episodes), Some(due));
+        let (now, mut out) = (episodes.deadline().expect("a reminder"), Batch::default());
+        episodes.step(now, Input::Deadline, &mut out);
+        assert_eq!(out.send_durable.len(), 1);
+    }
+}

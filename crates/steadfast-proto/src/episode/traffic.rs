@@ -286,9 +286,20 @@ impl Episodes {
         let Some(instance) = self.instances.get(name) else { return };
         let open = instance.peers.iter().filter(|(_, inbound)| !inbound.is_empty());
         for from in open.map(|(from, _)| from.clone()).collect::<Vec<_>>() {
-            self.acknowledge(&from, name, out);
-            self.arm_reminder(now + self.settings.rto_max, &from, name);
+            self.ask(now, &from, name, out);
         }
+    }
+
+    /// Asks a sender what it has not confirmed, soon again if the question or the answer is lost.
+    pub(super) fn ask(&mut self, now: Time, from: &Name, to: &Name, out: &mut Batch) {
+        self.acknowledge(from, to, out);
+        let inbound = self.instances.get_mut(to).and_then(|instance| instance.peers.get_mut(from));
+        let Some(inbound) = inbound else { return };
+        inbound.asked = 1;
+        if let Some(armed) = inbound.remind_at.take() {
+            self.timers.remove(&(armed, Timer::Remind { from: from.clone(), to: to.clone() }));
+        }
+        self.arm_reminder(now + self.settings.rto, from, to);
     }
 
     /// Acknowledges once more what `from` has not confirmed.
@@ -314,10 +325,18 @@ impl Episodes {
             return;
         };
         inbound.remind_at = None;
-        if !inbound.is_empty() {
-            self.acknowledge(from, to, out);
-            self.arm_reminder(now + self.settings.reminder, from, to);
+        if inbound.is_empty() {
+            inbound.asked = 0;
+            return;
         }
+        let reminder = self.settings.reminder;
+        let pause = match inbound.asked {
+            0 => reminder,
+            times => self.settings.rto.saturating_mul(1 << times.min(16)).min(reminder),
+        };
+        inbound.asked = if pause < reminder { inbound.asked.saturating_add(1) } else { 0 };
+        self.acknowledge(from, to, out);
+        self.arm_reminder(now + pause, from, to);
     }
 
     fn arm_reminder(&mut self, at: Time, from: &Name, to: &Name) {
@@ -407,7 +426,7 @@ impl Episodes {
     }
 
     /// Something of a stream has finished: its times begin anew.
-    fn progress(&mut self, now: Time, from: &Name, to: &Name) {
+    pub(super) fn progress(&mut self, now: Time, from: &Name, to: &Name) {
         let outbox = self.instances.get_mut(from).and_then(|instance| instance.outboxes.get_mut(to));
         if let Some(outbox) = outbox {
             outbox.flow.since = now;

@@ -23,6 +23,9 @@ pub struct Inbound {
     /// When the sender is reminded of what it did not confirm; forgotten by a crash.
     #[serde(skip)]
     pub remind_at: Option<Time>,
+    /// How often it was asked what it did not confirm, since a crash made that doubtful; forgotten by a crash.
+    #[serde(skip)]
+    pub asked: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,7 +49,7 @@ pub enum Arrival {
 impl Inbound {
     /// Of a sender whose messages up to `floor` are finished.
     pub fn new(epoch: u64, floor: u64) -> Inbound {
-        Inbound { epoch, low: floor, above: VecDeque::new(), remind_at: None }
+        Inbound { epoch, low: floor, above: VecDeque::new(), remind_at: None, asked: 0 }
     }
 
     /// The sender's epoch.

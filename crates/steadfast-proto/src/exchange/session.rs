@@ -58,6 +58,11 @@ impl Sessions {
         Frame { life: self.life, to_life: session.life, number: session.sent, messages }
     }
 
+    /// Whether a frame is the first that is heard of a life of its sender: what was said to the one before it is lost.
+    pub fn is_new(&self, from: NodeId, frame: &Frame) -> bool {
+        self.others.get(&from).is_none_or(|session| session.life < frame.life)
+    }
+
     /// The messages of a frame, if it is the next of this session or a later one.
     ///
     /// # Errors
@@ -131,6 +136,18 @@ mod tests {
         assert_eq!(two.take(ONE, late), Err(Stale::Sender));
         assert!(reborn.take(TWO, two.frame(ONE, Vec::new())).is_ok());
         assert!(two.take(ONE, reborn.frame(TWO, Vec::new())).is_ok());
+    }
+
+    #[test]
+    fn a_life_is_new_once() {
+        let (mut one, two) = pair();
+        let mut reborn = Sessions::new(21);
+        let hello = reborn.frame(ONE, Vec::new());
+        assert!(one.is_new(TWO, &hello));
+        // It is fenced, and is heard of all the same.
+        assert_eq!(one.take(TWO, hello), Err(Stale::Receiver));
+        let (next, late) = (reborn.frame(ONE, Vec::new()), two.clone().frame(ONE, Vec::new()));
+        assert!(!one.is_new(TWO, &next) && !one.is_new(TWO, &late));
     }
 
     #[test]

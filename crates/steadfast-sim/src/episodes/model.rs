@@ -18,7 +18,7 @@ use steadfast_proto::ids::NodeId;
 use super::check;
 use super::{Channel, Move, World};
 
-const STATES_MAX: usize = 400_000;
+const STATES_MAX: usize = 1_000_000;
 
 /// What may go wrong, and how often.
 #[derive(Clone, Copy, Debug, Hash)]

@@ -194,6 +194,8 @@ impl World {
         self.step(id, Input::Homes(self.tables[table].clone()));
         self.step(id, Input::Deployed(programs.into()));
         self.step(id, Input::Recovered);
+        let others = (1..=self.plan.nodes).map(NodeId).filter(|other| *other != id);
+        others.for_each(|other| self.launch(id, other, Vec::new()));
     }
 
     /// Asks whoever thinks that it keeps an instance to begin it, until somebody has.
@@ -346,6 +348,7 @@ impl World {
 
     fn arrive(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         let Some(node) = self.nodes.get_mut(&to) else { return };
+        let is_new = node.sessions.is_new(from, &frame);
         match node.sessions.take(from, frame) {
             Ok(mut messages) => {
                 if self.plan.flaw != Some(Omission::Speaker) {
@@ -355,6 +358,9 @@ impl World {
             }
             Err(Stale::Receiver) => self.launch(to, from, Vec::new()),
             Err(Stale::Sender | Stale::Overtaken) => {}
+        }
+        if is_new {
+            self.step(to, Input::Met(from));
         }
     }
 

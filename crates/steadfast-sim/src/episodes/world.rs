@@ -4,6 +4,7 @@
 //! when the record is durable. Must never show a machine anything that a runtime could not know. What may happen next is
 //! a list of [`Move`]s, so that a search, a random walk and a script use the same world.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -111,7 +112,17 @@ impl std::fmt::Debug for World {
 
 impl Hash for World {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.now, &self.nodes, &self.flying, &self.violation).hash(state);
+        // Where what is on its way stands among the rest is no part of the state, but in a channel that keeps the order.
+        let mut flying: BTreeMap<(NodeId, NodeId), Vec<u64>> = BTreeMap::new();
+        for (from, to, what) in self.flying.iter().filter(|flying| self.matters(flying)) {
+            let mut hasher = DefaultHasher::new();
+            what.hash(&mut hasher);
+            flying.entry((*from, *to)).or_default().push(hasher.finish());
+        }
+        if self.channel != Channel::Fifo {
+            flying.values_mut().for_each(|what| what.sort_unstable());
+        }
+        (self.now, &self.nodes, &flying, &self.violation).hash(state);
     }
 }
 
@@ -241,6 +252,17 @@ impl World {
         moves
     }
 
+    /// Whether anything would come of its arrival, now or later.
+    fn matters(&self, (from, to, what): &(NodeId, NodeId, Flying)) -> bool {
+        match (what, self.nodes.get(to)) {
+            (Flying::Frame(frame), Some(node)) => {
+                let taken = node.sessions.clone().take(*from, frame.clone());
+                !matches!(taken, Err(Stale::Sender | Stale::Overtaken)) || node.sessions.is_new(*from, frame)
+            }
+            (Flying::Message(_), _) | (_, None) => true,
+        }
+    }
+
     /// Whether the channel may deliver it now.
     pub fn is_next(&self, index: usize) -> bool {
         let Some((from, to, _)) = self.flying.get(index) else { return false };
@@ -285,17 +307,20 @@ impl World {
     }
 
     fn arrive(&mut self, from: NodeId, to: NodeId, what: Flying) {
-        let messages = match what {
-            Flying::Message(message) => Ok(vec![message]),
+        let (is_new, messages) = match what {
+            Flying::Message(message) => (false, Ok(vec![message])),
             Flying::Frame(frame) => {
                 let Some(node) = self.nodes.get_mut(&to) else { return };
-                node.sessions.take(from, frame)
+                (node.sessions.is_new(from, &frame), node.sessions.take(from, frame))
             }
         };
         match messages {
             Ok(messages) => self.step(to, Input::Received(messages)),
             Err(Stale::Receiver) => self.send_frame(to, from, Vec::new()),
             Err(Stale::Sender | Stale::Overtaken) => {}
+        }
+        if is_new {
+            self.step(to, Input::Met(from));
         }
     }
 
@@ -342,6 +367,12 @@ impl World {
         }
         self.introduce(id, count);
         self.step(id, Input::Recovered);
+        for other in (1..=count).map(NodeId).filter(|other| *other != id) {
+            match self.channel {
+                Channel::Bag => self.step(id, Input::Met(other)),
+                Channel::Fenced | Channel::Fifo => self.send_frame(id, other, Vec::new()),
+            }
+        }
     }
 
     /// How many records of a node a crash would take.

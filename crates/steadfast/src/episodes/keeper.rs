@@ -306,6 +306,7 @@ impl State {
         }
         // There is no instance yet that anything could follow for.
         let mut batch = Batch::default();
+        let others: BTreeSet<NodeId> = known.homes.iter().copied().filter(|home| *home != parts.me).collect();
         episodes.step(now, Input::Homes(known.homes), &mut batch);
         episodes.step(now, Input::Apart(known.apart), &mut batch);
         episodes.step(now, Input::Deployed(programs_of(&known.programs)), &mut batch);
@@ -327,6 +328,8 @@ impl State {
             asked: BTreeMap::new(),
             batch,
         };
+        // Nobody takes what is said to it before it knows of this life, and has a life that is known here.
+        others.into_iter().for_each(|other| state.send(other, Vec::new()));
         state.step(Input::Recovered);
         Ok(state)
     }
@@ -457,6 +460,7 @@ impl State {
             Command::Input(input) => self.step(input),
             Command::Frame(from, frame) => {
                 self.keeper.frames.fetch_sub(1, Ordering::Relaxed);
+                let is_new = self.sessions.is_new(from, &frame);
                 match self.sessions.take(from, frame) {
                     Ok(mut messages) => {
                         messages.retain(|message| self.episodes.may_speak(from, message.from()));
@@ -464,6 +468,9 @@ impl State {
                     }
                     Err(Stale::Receiver) => self.send(from, Vec::new()),
                     Err(Stale::Sender | Stale::Overtaken) => {}
+                }
+                if is_new {
+                    self.step(Input::Met(from));
                 }
             }
             Command::Ask(request, sender) => {
