@@ -22,7 +22,7 @@ const LINES_SHOWN: usize = 60;
 #[derive(Debug, Parser)]
 #[command(
     name = "steadfast-sim",
-    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace\n  steadfast-sim --group 1000 --seed 1\n  steadfast-sim --ring --seeds 100000"
+    after_help = "Examples:\n  steadfast-sim --seeds 1000\n  steadfast-sim --seed 42 --trace\n  steadfast-sim --group 1000 --seed 1\n  steadfast-sim --ring --seeds 100000\n  steadfast-sim --verify --programs 1000000"
 )]
 struct Arguments {
     /// How many seeds to run.
@@ -50,6 +50,13 @@ struct Arguments {
     /// Runs a ring of durable programs instead, over every channel, mode and order in turn.
     #[arg(long, conflicts_with_all = ["nodes", "trace", "flaw", "group"])]
     ring: bool,
+    /// Runs random programs over three layers of keyed instances instead, either node killed every 50 ms, and compares every
+    /// counter with what it must be.
+    #[arg(long, conflicts_with_all = ["nodes", "trace", "flaw", "group", "ring", "seeds"])]
+    verify: bool,
+    /// How many programs --verify runs, in as many worlds as it takes; with --seed, that world only.
+    #[arg(long, default_value_t = 100_000, value_name = "N", requires = "verify")]
+    programs: u64,
     /// How many seeds run at once.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
@@ -84,35 +91,63 @@ fn main() -> ExitCode {
     if arguments.ring {
         return ring(&arguments);
     }
+    if arguments.verify {
+        return verify(&arguments);
+    }
     if arguments.seed.is_some() { one(&arguments) } else { many(&arguments) }
 }
 
-/// Prints one line for each seed that failed, and one for all.
-fn ring(arguments: &Arguments) -> ExitCode {
-    let first = arguments.seed.unwrap_or(arguments.from);
-    let count = if arguments.seed.is_some() { 1 } else { arguments.seeds };
-    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
-    let [transfers, crashes, commits, bytes] = [const { AtomicU64::new(0) }; 4];
+/// Runs seeds `first..first + count`, several at once.
+fn each(jobs: u8, first: u64, count: u64, run: impl Fn(u64) + Sync) {
+    let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..arguments.jobs {
+        for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     if index >= count {
                         return;
                     }
-                    let seed = first.saturating_add(index);
-                    let report = episodes::ring::run(&episodes::ring::Plan::of(seed), seed);
-                    transfers.fetch_add(report.transfers, Ordering::Relaxed);
-                    crashes.fetch_add(report.crashes.into(), Ordering::Relaxed);
-                    commits.fetch_add(report.commits, Ordering::Relaxed);
-                    bytes.fetch_add(report.bytes_left as u64, Ordering::Relaxed);
-                    if report.violation.is_some() {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                        println!("{report}\n  repeat it: steadfast-sim --ring --seed {seed}");
-                    }
+                    run(first.saturating_add(index));
                 }
             });
+        }
+    });
+}
+
+/// Prints one line for each world in which something was wrong, and one for all.
+fn verify(arguments: &Arguments) -> ExitCode {
+    let plan = episodes::verify::Plan::default();
+    let first = arguments.seed.unwrap_or(arguments.from);
+    let count = if arguments.seed.is_some() { 1 } else { arguments.programs.div_ceil(plan.programs) };
+    let total = Mutex::new(episodes::verify::Total::default());
+    each(arguments.jobs, first, count, |seed| {
+        let report = episodes::verify::run(&plan, seed);
+        if report.violation.is_some() {
+            println!("{report}\n  repeat it: steadfast-sim --verify --seed {seed}");
+        }
+        total.lock().expect("no thread panics while it adds").add(&report);
+    });
+    let total = total.into_inner().expect("every thread has ended");
+    println!("{total}");
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints one line for each seed that failed, and one for all.
+fn ring(arguments: &Arguments) -> ExitCode {
+    let first = arguments.seed.unwrap_or(arguments.from);
+    let count = if arguments.seed.is_some() { 1 } else { arguments.seeds };
+    let failed = AtomicU64::new(0);
+    let [transfers, crashes, commits, bytes] = [const { AtomicU64::new(0) }; 4];
+    each(arguments.jobs, first, count, |seed| {
+        let report = episodes::ring::run(&episodes::ring::Plan::of(seed), seed);
+        transfers.fetch_add(report.transfers, Ordering::Relaxed);
+        crashes.fetch_add(report.crashes.into(), Ordering::Relaxed);
+        commits.fetch_add(report.commits, Ordering::Relaxed);
+        bytes.fetch_add(report.bytes_left as u64, Ordering::Relaxed);
+        if report.violation.is_some() {
+            failed.fetch_add(1, Ordering::Relaxed);
+            println!("{report}\n  repeat it: steadfast-sim --ring --seed {seed}");
         }
     });
     let [transfers, crashes, commits, bytes] =

@@ -17,6 +17,7 @@ mod kit;
 mod model;
 pub mod ring;
 pub mod shared;
+pub mod verify;
 mod world;
 
 pub use check::Violation;
