@@ -12,22 +12,24 @@ import { health, problems } from "./judge.js";
 import { links } from "./links.js";
 import { nodes } from "./nodes.js";
 import { overview } from "./overview.js";
+import { createShelf, programs, SHELF } from "./programs.js";
 import { ask, may, session, signIn, signInPanel, signOut, tokenIn } from "./session.js";
 import { createStore, EMPTY, follow } from "./state.js";
 import { views } from "./views.js";
 
 const VIEWS = [
   ["overview", "Overview"], ["nodes", "Nodes"], ["links", "Links"], ["views", "Views"], ["containers", "Containers"],
-  ["catalog", "Catalog"], ["events", "Events"],
+  ["programs", "Programs"], ["catalog", "Catalog"], ["events", "Events"],
 ];
 
 const store = createStore({
   session: undefined, gateProblem: "", picture: EMPTY, live: false, known: false, clockOffset: 0, paths: null, messages: [],
-  view: viewIn(location.hash), room: roomNow(), cell: null, network: null, container: null, feed: FEED,
+  view: viewIn(location.hash), room: roomNow(), cell: null, network: null, container: null, feed: FEED, shelf: SHELF,
 });
 const root = document.getElementById("page");
 const actions = createActions(store, document.getElementById("dialog"));
 const feed = createFeed(store);
+const shelf = createShelf(store);
 let stopFollowing = () => {};
 const act = Object.assign((kind, name) => actions.ask(kind, name), {
   may: (role) => may(store.get().session, role),
@@ -109,6 +111,7 @@ function view(state) {
     links: () => links(state, now, look, (network) => store.set({ network })),
     views: () => views(state, now),
     containers: () => containers(state, now, act, (container) => store.set({ container })),
+    programs: () => programs(state, now, shelf),
     catalog: () => catalog(state),
     events: () => events(state, now, feed),
   };
@@ -161,6 +164,8 @@ function turn() {
   document.title = `${VIEWS.find(([known]) => known === name)[1]} · Steadfast`;
   if (name === "events") feed.open();
   else feed.close();
+  if (name === "programs") shelf.open();
+  else shelf.close();
   if (before !== name) {
     window.scrollTo(0, 0);
     document.getElementById("main")?.focus({ preventScroll: true });

@@ -135,6 +135,9 @@ pub struct InstanceRow {
     pub version: u32,
     /// `running`, `waiting`, `sending`, `paused`, `failing`, `parked`, `ended` or `cancelled`.
     pub doing: String,
+    /// What it waits for, in a few words; empty when it has ended.
+    #[serde(default)]
+    pub waits_for: String,
     /// How many episodes it has had.
     pub episode: u64,
     /// How many events have come and were not consumed.
@@ -253,6 +256,9 @@ pub struct OutboxShown {
     pub given_up: u64,
     /// What those say that are not acknowledged: their kinds; the first few.
     pub kinds: Vec<String>,
+    /// How far each has come, the oldest first; the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<MessageShown>,
     /// Since when nothing of it came further.
     pub since_unix_ms: u64,
     /// How often it was sent again since.
@@ -293,6 +299,21 @@ pub struct PeerShown {
     pub finished: u64,
     /// How many are remembered.
     pub remembered: u64,
+    /// Those that were acknowledged and are not confirmed, the oldest first; the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<MessageShown>,
+}
+
+/// A message that is not finished, as one of its ends knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MessageShown {
+    /// Its number among those of its sender to its receiver.
+    pub seq: u64,
+    /// What it is, where that is still known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// The last step that was made: `message`, `ack` or `confirm`; `given-up`; or `confirm-ack`, behind one that is not finished.
+    pub step: String,
 }
 
 /// An episode that was.

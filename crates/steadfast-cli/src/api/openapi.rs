@@ -589,6 +589,7 @@ fn components() -> utoipa::openapi::Components {
     let components = add::<episode_types::EventShown>(add::<episode_types::OutboxShown>(components));
     let components = add::<episode_types::PeerShown>(add::<episode_types::PastEpisode>(components));
     let components = add::<episode_types::EffectShown>(add::<exchange_types::ExchangeWord>(components));
+    let components = add::<episode_types::MessageShown>(components);
     let components = add::<exchange_types::ExchangeSaid>(add::<exchange_types::ExchangeHeard>(components));
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
     add::<types::Done>(components).security_scheme("token", SecurityScheme::Http(token)).build()

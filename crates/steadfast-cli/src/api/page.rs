@@ -70,6 +70,8 @@ files! {
     "containers.js": SCRIPT,
     "catalog.js": SCRIPT,
     "events.js": SCRIPT,
+    "programs.js": SCRIPT,
+    "sequence.js": SCRIPT,
     "actions.js": SCRIPT,
     "session.js": SCRIPT,
 }

@@ -99,7 +99,11 @@ impl<'a> Browser<'a> {
 
     /// The text of the first element of this CSS selector; empty when there is none.
     pub(crate) fn text(&self, selector: &str) -> String {
-        let script = format!("return document.querySelector({})?.innerText ?? ''", json!(selector));
+        // What is drawn has no `innerText`.
+        let script = format!(
+            "const found = document.querySelector({}); return found?.innerText ?? found?.textContent ?? ''",
+            json!(selector)
+        );
         self.script(&script).as_str().unwrap_or_default().to_owned()
     }
 

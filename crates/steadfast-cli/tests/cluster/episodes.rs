@@ -55,7 +55,7 @@ pub(super) fn script(trial: &Trial, name: &str, text: &str) -> PathBuf {
     path
 }
 
-fn deploy_account(trial: &Trial, host: &Host) -> Program {
+pub(super) fn deploy_account(trial: &Trial, host: &Host) -> Program {
     let path = script(trial, "account.py", ACCOUNT).display().to_string();
     host.steadfast_as(&["-o", "json", "episode", "deploy", "account", "--command", PYTHON, &path]).unwrap()
 }

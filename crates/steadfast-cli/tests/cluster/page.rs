@@ -5,10 +5,12 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use steadfast_cli::api::episode_types::InstanceList;
 use steadfast_cli::api::page_types::PageToken;
 use steadfast_cli::bed::{Bed, Host};
 
 use super::browser::{Browser, DOWN, ENTER, RIGHT, TAB};
+use super::episodes::deploy_account;
 use super::support::{COUNTER, Trial, builder};
 
 /// Where every node of these tests serves its page: each has a loopback of its own.
@@ -55,7 +57,7 @@ fn status_of(browser: &Browser<'_>, method: &str, path: &str) -> u64 {
 
 fn picture_of_every_view(browser: &Browser<'_>, when: &str) {
     for width in WIDTHS {
-        for view in ["overview", "nodes", "links", "views", "containers", "catalog", "events"] {
+        for view in ["overview", "nodes", "links", "views", "containers", "programs", "catalog", "events"] {
             browser.resize(width, if width == 768 { "dark" } else { "light" });
             browser.script(&format!("location.hash = '#{view}'"));
             browser.wait_for(&format!("nav a[href='#{view}'][aria-current]"));
@@ -187,6 +189,70 @@ fn the_page_goes_by_keyboard_and_a_reader_may_only_look() {
     browser.click("header button.link");
     browser.wait_text(".gate", "steadfast page");
     assert_eq!(status_of(&browser, "GET", "/v1/status"), 401);
+}
+
+#[test]
+fn the_page_shows_instances_and_how_far_their_exchanges_have_come() {
+    let trial = with_page();
+    let [alpha, beta, gamma] = trial.bed.hosts() else { panic!("a bed of three") };
+    deploy_account(&trial, alpha);
+    let start = |key: &str, next: &str| {
+        let (name, input) = (format!("account/{key}"), format!("{{\"next\": \"account/{next}\"}}"));
+        beta.steadfast_text(&["episode", "start", &name, &input]).unwrap();
+    };
+    (0..9).for_each(|key| start(&key.to_string(), &((key + 1) % 9).to_string()));
+    (10..60).for_each(|key| start(&format!("x{key}"), "nobody"));
+    let pass = |name: &str, hops: u32| {
+        let said = format!("{{\"amount\": 7, \"hops\": {hops}}}");
+        alpha.steadfast_text(&["episode", "send", name, "pass", &said]).unwrap();
+    };
+    pass("account/0", 9);
+
+    let browser = sign_in(&trial.bed, "read");
+    browser.script("location.hash = '#programs'");
+    browser.wait_text("[data-instance='account/1']", "pass, deposit, balance");
+    assert!(!browser.has("[data-instance='account/x59']"), "a page has an end");
+    let buttons =
+        |place: u32| format!("[aria-labelledby=instances-title] .actions button:nth-child({place})");
+    browser.click(&buttons(2));
+    browser.wait_for("[data-instance='account/x59']");
+    assert!(!browser.has("[data-instance='account/1']"), "one page is shown at a time");
+    browser.click(&buttons(1));
+
+    // What is over, what a paused instance has not come to, and what was refused.
+    let choose = |name: &str| {
+        browser.wait_for(&format!("[data-instance='{name}']"));
+        browser.click(&format!("[data-instance='{name}'] button"));
+        browser.wait_for(&format!("[data-chosen='{name}']"));
+    };
+    choose("account/1");
+    browser.wait_for("[data-chosen='account/1'] .exchange.done[data-made='4']");
+    alpha.steadfast_text(&["episode", "pause", "account/1"]).unwrap();
+    pass("account/0", 1);
+    browser.wait_text("[data-chosen='account/1'] .exchange.warn", "parked: this instance is paused");
+    alpha.steadfast_text(&["episode", "retry", "account/1"]).unwrap();
+    pass("account/x10", 1);
+    choose("account/x10");
+    browser.wait_text("[data-chosen='account/x10'] .exchange.bad", "refused");
+
+    // A message to a node that is not there is said, and nothing more, until the node is back.
+    let list: InstanceList = alpha.steadfast_as(&["-o", "json", "episode", "list"]).unwrap();
+    let is_on_gamma = |key: u32| {
+        let name = format!("account/{key}");
+        list.instances.iter().any(|row| row.name == name && row.node == gamma.name())
+    };
+    let sender = (0..9).find(|key| !is_on_gamma(*key) && is_on_gamma((*key + 1) % 9));
+    let sender = format!("account/{}", sender.expect("each node keeps some"));
+    gamma.kill_agent().unwrap();
+    pass(&sender, 1);
+    choose(&sender);
+    let open = "[data-made='1'] .arrow.open";
+    browser.wait_for(open);
+    browser.picture(&pictures(), "exchange-1280");
+    gamma.start_agent().unwrap();
+    gamma.wait_ready().unwrap();
+    trial.wait("the exchange to be finished", || (!browser.has(open)).then_some(()));
+    browser.wait_text(&format!("[data-chosen='{sender}'] dl"), "nothing is remembered of any message");
 }
 
 #[test]

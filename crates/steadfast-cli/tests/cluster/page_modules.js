@@ -1,7 +1,7 @@
 // What the page's modules promise where nothing is drawn, run in the browser of the test. Each `is` compares by JSON.
 
-const [state, words, judge, links, map, session, events, dom] = await Promise.all(
-  ["state", "words", "judge", "links", "map", "session", "events", "dom"].map((name) => import(`/${name}.js`)));
+const [state, words, judge, links, map, session, events, dom, programs, sequence] = await Promise.all(
+  ["state", "words", "judge", "links", "map", "session", "events", "dom", "programs", "sequence"].map((name) => import(`/${name}.js`)));
 const wrong = [];
 let compared = 0;
 const is = (what, found, expected) => {
@@ -79,6 +79,24 @@ is("no event twice", events.added(events.added([], event), event).length, 1);
 let many = [];
 for (let number = 0; number < events.KEPT + 5; number += 1) many = events.added(many, { ...event, id: String(number) });
 is("no more than are kept", [many.length, many[0].id], [events.KEPT, String(events.KEPT + 4)]);
+
+is("a page is asked for, not everything", [programs.pageOf(programs.SHELF), programs.pageOf({ ...programs.SHELF, doing: "parked", after: "a/1 ü" })],
+  ["/v1/episodes?limit=50", "/v1/episodes?doing=parked&after=a%2F1+%C3%BC&limit=50"]);
+is("a key may have slashes", programs.addressOf("order/17/a b"), "/v1/episodes/order/17%2Fa%20b");
+const held = {
+  name: "a/1", doing: "paused", peers: [{ name: "b/2", messages: [{ seq: 4, step: "ack" }] }],
+  events: [{ kind: "go", source: "c/3" }, { kind: "asked" }, { kind: "undeliverable", source: "b/2" }],
+  outboxes: [{ to: "d/4", attempts: 2, messages: [{ seq: 1, step: "confirm" }, { seq: 2, kind: "pay", step: "message" }, { seq: 3, step: "given-up" }] }],
+};
+const drawn = sequence.rows(held, [{ episode: 1, kind: "start", at_unix_ms: 1 }, { episode: 2, kind: "go", source: "b/2", at_unix_ms: 2 }]);
+is("every exchange is told with how far it has come", drawn.map((one) => [one.from, one.to, one.label, one.made, one.tone]), [
+  ["b/2", "a/1", "go", 4, "done"], ["b/2", "a/1", "number 4", 2, "busy"], ["c/3", "a/1", "go", 0, "warn"], ["b/2", "a/1", "undeliverable", 0, "bad"],
+  ["a/1", "d/4", "number 1", 3, "warn"], ["a/1", "d/4", "pay (2)", 1, "warn"], ["a/1", "d/4", "number 3", 1, "bad"],
+]);
+is("the four steps go to and fro", sequence.arrows(drawn[1]).map((one) => [one.isBack, one.isMade]), [[false, true], [true, true], [false, false], [true, false]]);
+is("life lines", [sequence.lines("a/1", drawn), sequence.lines("a/1", [1, 2, 3, 4, 5].map((key) => ({ from: `x/${key}`, to: "a/1" })))],
+  [["a/1", "d/4", "b/2", "c/3"], ["a/1", "x/5", "x/4", "x/3", "others"]]);
+is("no more rows than can be drawn", sequence.rows(held, Array.from({ length: 40 }, (_, episode) => ({ episode, kind: "go", source: "b/2", at_unix_ms: 2 }))).length, sequence.ROWS_MAX);
 
 const place = document.createElement("div");
 const list = (names) => dom.h("ul", null, names.map((name) => dom.h("li", { key: name }, name)));

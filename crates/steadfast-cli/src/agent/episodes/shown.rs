@@ -3,8 +3,8 @@
 //! Decides nothing; the words are made of it by `api::episode_words`.
 
 use serde_json::value::RawValue;
-use steadfast_proto::episode::{Doing, Episodes, Instance, Match, Status, Stopped};
-use steadfast_proto::exchange::{Blob, Name, Outbox, Phase, Stream, Text};
+use steadfast_proto::episode::{Doing, Episodes, Event, EventId, Instance, Match, Status, Stopped};
+use steadfast_proto::exchange::{Blob, Entry, Inbound, Name, Outbox, Phase, Stream, Text};
 use steadfast_proto::time::Time;
 
 use super::effects::Effects;
@@ -15,6 +15,8 @@ use crate::episodes::programs::json;
 
 /// How many of what has come or is sent are shown.
 const SHOWN_MAX: usize = 20;
+/// How many kinds of events a list names.
+const KINDS_MAX: usize = 4;
 
 /// What an instance does, in one word; all of them are in [`DOING`].
 pub(super) fn doing(instance: &Instance) -> &'static str {
@@ -41,12 +43,25 @@ pub(super) fn row(instance: &Instance, node: &str) -> types::InstanceRow {
         node: node.to_owned(),
         version: instance.version,
         doing: doing(instance).to_owned(),
+        waits_for: waits_for(instance),
         episode: instance.episode,
         inbox: instance.inbox.len() as u64,
         unacked: instance.unacked,
         unconfirmed: instance.unconfirmed,
         begun_unix_ms: unix_ms(instance.begun_at),
     }
+}
+
+/// The kinds of events that an instance waits for, and whether it waits for a time.
+fn waits_for(instance: &Instance) -> String {
+    let kind = |one: &Match| one.kind.as_ref().map_or("any event", |kind| kind.as_str()).to_owned();
+    let mut words: Vec<String> = instance.wait.any.iter().take(KINDS_MAX).map(kind).collect();
+    words.dedup();
+    if instance.wait.any.len() > KINDS_MAX {
+        words.push("...".to_owned());
+    }
+    words.extend(instance.wait.deadline.map(|_| "a time".to_owned()));
+    words.join(", ")
 }
 
 /// All of one.
@@ -69,11 +84,7 @@ pub(super) fn instance(
         correlation: text(event.correlation.as_ref()),
         bytes: event.payload.len() as u64,
     });
-    let peers = instance.peers.iter().map(|(name, peer)| types::PeerShown {
-        name: name.as_str().to_owned(),
-        finished: peer.low(),
-        remembered: peer.len() as u64,
-    });
+    let peers = instance.peers.iter().map(|(from, peer)| shown_peer(instance, from, peer));
     Some(types::Instance {
         row: row(instance, node),
         mode: mode_word(instance.mode).to_owned(),
@@ -119,11 +130,39 @@ fn shown_outbox(instance: &Instance, to: &Name, outbox: &Outbox, effects: &Effec
         unconfirmed: count(Phase::Confirming),
         given_up: count(Phase::Burning),
         kinds: kinds.take(SHOWN_MAX).map(|letter| letter.kind.as_str().to_owned()).collect(),
+        messages: outbox.entries().take(SHOWN_MAX).map(shown_message).collect(),
         since_unix_ms: unix_ms(outbox.flow.moved_at),
         attempts: outbox.flow.attempts,
         again_unix_ms: outbox.flow.due.map(unix_ms),
         effects: known.filter_map(|(seq, _)| effects.shown(&stream(), seq)).collect(),
     }
+}
+
+fn shown_peer(instance: &Instance, from: &Name, peer: &Inbound) -> types::PeerShown {
+    let open = peer.unconfirmed().into_iter().flat_map(|(first, last)| first..=last);
+    let kind = |seq: u64| {
+        let is_it = |event: &&Event| matches!(&event.id, EventId::Message { stream, seq: other } if stream.from == *from && *other == seq);
+        instance.inbox.iter().take(SHOWN_MAX).find(is_it).map(|event| event.kind.as_str().to_owned())
+    };
+    let messages =
+        open.take(SHOWN_MAX).map(|seq| types::MessageShown { seq, kind: kind(seq), step: "ack".to_owned() });
+    types::PeerShown {
+        name: from.as_str().to_owned(),
+        finished: peer.low(),
+        remembered: peer.len() as u64,
+        messages: messages.collect(),
+    }
+}
+
+fn shown_message((seq, entry): (u64, &Entry)) -> types::MessageShown {
+    let step = match entry.phase {
+        Phase::Sending => "message",
+        Phase::Confirming => "confirm",
+        Phase::Burning => "given-up",
+        Phase::Finished => "confirm-ack",
+    };
+    let kind = entry.letter.as_ref().map(|letter| letter.kind.as_str().to_owned());
+    types::MessageShown { seq, kind, step: step.to_owned() }
 }
 
 fn waited_for(one: &Match) -> types::WaitedFor {
