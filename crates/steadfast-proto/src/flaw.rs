@@ -51,6 +51,10 @@ pub enum Flaw {
     GroupNoFlush,
     /// A member that agreed to a change goes on after a while without making sure that the change can't be committed.
     GroupNoRenewal,
+    /// Who takes mirrored homes over does not have their copies fenced (PROTOCOLS 2.5).
+    MirrorNoFence,
+    /// The keeper of mirrored homes is deposed home by home, each with the copies of whoever answers first (2.5).
+    MirrorHomeByHome,
     /// Automatic names are numbered by how many devices there are, not by a counter (4.2).
     CounterReused,
     /// A ring of names is renamed without letting one device wait under a temporary name (4.2).

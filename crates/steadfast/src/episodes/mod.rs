@@ -15,6 +15,7 @@ pub mod in_catalog;
 pub mod index;
 pub mod keeper;
 pub mod log;
+pub mod mirrored;
 mod recovery;
 mod segment;
 #[cfg(feature = "postgresql")]
@@ -37,6 +38,7 @@ pub use self::in_catalog::InCatalog;
 pub use self::index::{Index, IndexError};
 pub use self::keeper::{Carrier, Deployment, Done, Keeper, KeeperError, Known, Parts, RunHere, Runner};
 pub use self::log::{Log, LogError, OpenError, Records, Settings};
+pub use self::mirrored::{MirrorError, Mirrored};
 #[cfg(feature = "programs")]
 pub use self::served::serve;
 #[cfg(feature = "postgresql")]

@@ -22,10 +22,9 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Error, Row, Socket, Statement};
 
+use super::store::HOMES;
 use super::{Adopted, Store, StoreError};
 
-/// How many homes a shared store has.
-pub const HOMES: usize = 64;
 /// The version of the tables that this program reads and writes.
 const VERSION: i32 = 1;
 /// How long one answer of the server is waited for.

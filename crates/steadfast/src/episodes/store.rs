@@ -3,7 +3,7 @@
 //! A keeper gives a store every record of its machine, in order, and lets nothing out that rests on a record before the store
 //! has committed it. A store that keeps what happened writes the records; one that keeps what is asks the machine for the
 //! instances that the records changed: at a commit both are the same. It decides nothing about episodes. Read next:
-//! [`super::embedded`], the one on a node's own disk, `super::shared`, the one of all nodes, and [`super::in_catalog`], that of the
+//! [`super::embedded`], the one on a node's own disk, [`super::mirrored`], that of two nodes, `super::shared`, the one of all nodes, and [`super::in_catalog`], that of the
 //! cluster itself.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,10 @@ use std::fmt;
 use steadfast_proto::episode::{DecodeError, Episodes, Instance, Record};
 use steadfast_proto::ids::NodeId;
 
-use super::{IndexError, LogError, OpenError};
+use super::{IndexError, LogError, MirrorError, OpenError};
+
+/// How many homes a store has whose homes come and go.
+pub const HOMES: usize = 64;
 
 /// Why a store can't be opened, or must not be used any more. Nothing that it has committed is lost.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,9 @@ pub enum StoreError {
     /// Another node has taken these instances over; what was not committed did not happen.
     #[error("another node keeps these instances now")]
     Fenced,
+    /// The other copy of mirrored instances can't be kept.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
     /// The store that nodes share can't be used.
     #[cfg(feature = "postgresql")]
     #[error(transparent)]

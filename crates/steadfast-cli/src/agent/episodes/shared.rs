@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use steadfast::catalog::Txn;
-use steadfast::episodes::shared::HOMES;
+use steadfast::episodes::store::HOMES;
 use steadfast::episodes::{Keeper, KeeperError, Known, Parts, Shared, SharedError, StoreError};
 use steadfast_proto::catalog::{Key, View};
 use steadfast_proto::episode::{Apart, share_homes};

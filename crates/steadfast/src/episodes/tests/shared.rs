@@ -18,7 +18,7 @@ use tokio_postgres::NoTls;
 
 use super::keeper::Lossy;
 use super::server::Server;
-use crate::episodes::shared::HOMES;
+use crate::episodes::store::HOMES;
 use crate::episodes::{
     Deployment, Keeper, KeeperError, Known, Parts, Runner, Shared, SharedError, Store, StoreError,
 };

@@ -1,0 +1,395 @@
+//! The copies of mirrored instances that a node holds, for itself and for another.
+//!
+//! A copy is all instances of one home as one [`Generation`] of its keeper has them. It is made in parts and counts when it is
+//! whole; from then on it changes by commits, each of which is carried out for all homes that it names or for none, and is durable
+//! before it is answered. Whoever takes homes over has their copies fenced first: after that no commit of the keeper before it is
+//! taken. It decides nothing about who keeps what: that is [`super::keeping`]'s.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use steadfast_proto::exchange::{Blob, Name};
+use steadfast_proto::flaw::{Flaw, is_planted};
+
+use super::keeping::Table;
+use crate::episodes::{Index, IndexError, Lsn};
+
+/// How many bytes of instances one part, or one page, has, about.
+pub(super) const PART_BYTES: usize = 2 << 20;
+/// How many keepers may be in the middle of a commit of several parts.
+const UNFINISHED_MAX: usize = 64;
+
+/// One keeping of one home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    /// One more than that of the keeping before it.
+    pub number: u64,
+    /// Tells it from other attempts with that number.
+    pub nonce: u64,
+}
+
+/// An instance of a home as it is, or that it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The home's number.
+    pub home: u32,
+    /// What the instance is called.
+    pub name: Name,
+    /// What it is; nothing when it is no more.
+    pub bytes: Option<Blob>,
+}
+
+/// What a node asks of another one's copies, or of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Adds instances to copies that are being made.
+    Stage {
+        /// Which copies, and the highest epoch that an instance of each ever had.
+        homes: Vec<(u32, Generation, u64)>,
+        /// Some of what is in them.
+        instances: Vec<Change>,
+        /// Whether they are whole with it.
+        is_last: bool,
+    },
+    /// Changes copies; without any change it asks whether they may still be changed.
+    Commit {
+        /// Of which keeper.
+        life: u64,
+        /// All copies of that keeper.
+        homes: Vec<(u32, Generation)>,
+        /// Up to where epochs of instances have come.
+        epochs: Vec<(u32, u64)>,
+        /// What has changed.
+        changes: Vec<Change>,
+        /// Which part of the commit it is: 0 for the first.
+        part: u32,
+        /// Whether it is the last one; those before it wait for it.
+        is_last: bool,
+    },
+    /// Nobody may change these copies any more.
+    Fence {
+        /// Which.
+        homes: Vec<(u32, Generation)>,
+    },
+    /// Reads a copy, a page at a time.
+    Read {
+        /// Of which home.
+        home: u32,
+        /// Which copy.
+        generation: Generation,
+        /// Behind this name.
+        after: Option<Name>,
+    },
+}
+
+/// What comes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done, and durable.
+    Done,
+    /// The asker was overtaken. Nothing was changed.
+    Fenced,
+    /// There is no such copy here that is whole.
+    Absent,
+    /// A page of a copy.
+    Page {
+        /// The highest epoch that an instance of it ever had.
+        epoch: u64,
+        /// In the order of their names.
+        instances: Vec<(Name, Blob)>,
+        /// Whether nothing follows.
+        is_last: bool,
+    },
+}
+
+/// The copies of one node; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Copies {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    homes: BTreeMap<u32, Home>,
+    /// The parts of commits that are not complete, by the keeper's life.
+    unfinished: BTreeMap<u64, (u32, Vec<Change>)>,
+    /// Where they outlast this process.
+    index: Option<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Home {
+    /// Copies with a lower number do not change any more.
+    fence: u64,
+    copies: BTreeMap<Generation, Copy>,
+}
+
+#[derive(Debug, Default)]
+struct Copy {
+    is_whole: bool,
+    epoch: u64,
+    instances: BTreeMap<Name, Blob>,
+}
+
+/// Keys of the index begin with what they are of.
+const FENCE: u8 = b'f';
+const COPY: u8 = b'c';
+const INSTANCE: u8 = b'i';
+
+type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+impl Copies {
+    /// Those in a folder, or none yet.
+    ///
+    /// # Errors
+    /// What is in the folder can't be used, or is used by another program.
+    pub fn open(folder: &Path) -> Result<Copies, IndexError> {
+        let index = Index::open(folder)?;
+        let mut inner = Inner::default();
+        for row in index.load() {
+            let (key, value) = row?;
+            inner.restore(&key, &value).ok_or_else(|| IndexError::Damaged {
+                path: folder.to_owned(),
+                what: "a row is none of a copy".to_owned(),
+            })?;
+        }
+        inner.index = Some(index);
+        Ok(Copies { inner: Arc::new(Mutex::new(inner)) })
+    }
+
+    /// Carries out what is asked.
+    ///
+    /// # Errors
+    /// It can't be made durable; nothing that rests on the copies may be promised.
+    pub fn ask(&self, question: Question) -> Result<Answer, IndexError> {
+        self.inner().ask(question)
+    }
+
+    /// Forgets copies that nobody can need any more by this table.
+    ///
+    /// # Errors
+    /// As [`Copies::ask`].
+    pub fn tidy(&self, table: &Table) -> Result<(), IndexError> {
+        let mut inner = self.inner();
+        let mut writes = Writes::new();
+        for (number, home) in &mut inner.homes {
+            let current = table.generation(*number);
+            let is_old = |one: &Generation| {
+                one.number < current.number || (one.number == current.number && *one != current)
+            };
+            home.forget(*number, is_old, &mut writes);
+        }
+        inner.write(writes, false)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Home {
+    fn forget(&mut self, number: u32, is_old: impl Fn(&Generation) -> bool, writes: &mut Writes) {
+        let old: Vec<Generation> = self.copies.keys().copied().filter(is_old).collect();
+        for generation in old {
+            let Some(copy) = self.copies.remove(&generation) else { continue };
+            writes.push((copy_key(COPY, number, generation), None));
+            let gone = copy.instances.keys().map(|name| (instance_key(number, generation, name), None));
+            writes.extend(gone);
+        }
+    }
+
+    /// The copy of that generation, if its keeper may still change it.
+    fn changeable(&self, generation: Generation) -> Option<&Copy> {
+        self.copies.get(&generation).filter(|copy| copy.is_whole && generation.number >= self.fence)
+    }
+}
+
+impl Inner {
+    fn ask(&mut self, question: Question) -> Result<Answer, IndexError> {
+        match question {
+            Question::Stage { homes, instances, is_last } => self.stage(&homes, instances, is_last),
+            Question::Commit { life, homes, epochs, changes, part, is_last } => {
+                let (parts, mut all) = self.unfinished.remove(&life).filter(|_| part > 0).unwrap_or_default();
+                let is_kept = |(home, generation): &(u32, Generation)| self.changeable(*home, *generation).is_some();
+                if parts != part || !homes.iter().all(is_kept) {
+                    return Ok(Answer::Fenced);
+                }
+                all.extend(changes);
+                if is_last {
+                    return self.commit(&homes, &epochs, all);
+                }
+                if self.unfinished.len() >= UNFINISHED_MAX {
+                    // Of keepers that ended in the middle; one that did not lacks a part, and is refused.
+                    self.unfinished.clear();
+                }
+                self.unfinished.insert(life, (parts + 1, all));
+                Ok(Answer::Done)
+            }
+            Question::Fence { homes } => self.fence(&homes),
+            Question::Read { home, generation, after } => Ok(self.read(home, generation, after.as_ref())),
+        }
+    }
+
+    fn changeable(&self, home: u32, generation: Generation) -> Option<&Copy> {
+        self.homes.get(&home)?.changeable(generation)
+    }
+
+    fn copy(&mut self, home: u32, generation: Generation) -> Option<&mut Copy> {
+        self.homes.get_mut(&home)?.copies.get_mut(&generation)
+    }
+
+    fn stage(
+        &mut self,
+        homes: &[(u32, Generation, u64)],
+        instances: Vec<Change>,
+        is_last: bool,
+    ) -> Result<Answer, IndexError> {
+        let mut writes = Writes::new();
+        let mut generations = BTreeMap::new();
+        for (number, generation, epoch) in homes {
+            let home = self.homes.entry(*number).or_default();
+            if generation.number < home.fence {
+                return Ok(Answer::Fenced);
+            }
+            let copy = home.copies.entry(*generation).or_default();
+            (copy.epoch, copy.is_whole) = (*epoch, is_last);
+            writes.push((copy_key(COPY, *number, *generation), Some(copy_value(copy))));
+            generations.insert(*number, *generation);
+        }
+        for Change { home, name, bytes } in instances {
+            let (Some(generation), Some(bytes)) = (generations.get(&home), bytes) else { continue };
+            writes.push((instance_key(home, *generation, &name), Some(bytes.to_vec())));
+            if let Some(copy) = self.copy(home, *generation) {
+                copy.instances.insert(name, bytes);
+            }
+        }
+        self.write(writes, is_last)?;
+        Ok(Answer::Done)
+    }
+
+    fn commit(
+        &mut self,
+        homes: &[(u32, Generation)],
+        epochs: &[(u32, u64)],
+        changes: Vec<Change>,
+    ) -> Result<Answer, IndexError> {
+        let generations: BTreeMap<u32, Generation> = homes.iter().copied().collect();
+        if !changes.iter().all(|change| generations.contains_key(&change.home)) {
+            return Ok(Answer::Fenced);
+        }
+        let (mut writes, has_changes) = (Writes::new(), !changes.is_empty());
+        for (number, generation) in &generations {
+            if let Some(home) = self.homes.get_mut(number) {
+                // The table names this generation, or it would not commit.
+                home.forget(*number, |one| one.number < generation.number, &mut writes);
+            }
+        }
+        for (number, epoch) in epochs {
+            let Some(generation) = generations.get(number) else { continue };
+            if let Some(copy) = self.copy(*number, *generation) {
+                copy.epoch = copy.epoch.max(*epoch);
+                writes.push((copy_key(COPY, *number, *generation), Some(copy_value(copy))));
+            }
+        }
+        for Change { home, name, bytes } in changes {
+            let Some(generation) = generations.get(&home).copied() else { continue };
+            let Some(copy) = self.copy(home, generation) else { continue };
+            writes.push((instance_key(home, generation, &name), bytes.as_ref().map(|bytes| bytes.to_vec())));
+            match bytes {
+                Some(bytes) => copy.instances.insert(name, bytes),
+                None => copy.instances.remove(&name),
+            };
+        }
+        self.write(writes, has_changes)?;
+        Ok(Answer::Done)
+    }
+
+    fn fence(&mut self, homes: &[(u32, Generation)]) -> Result<Answer, IndexError> {
+        let is_whole = |(number, generation): &(u32, Generation)| {
+            let copy = self.homes.get(number).and_then(|home| home.copies.get(generation));
+            copy.is_some_and(|copy| copy.is_whole)
+        };
+        if !homes.iter().all(is_whole) {
+            return Ok(Answer::Absent);
+        }
+        if is_planted(Flaw::MirrorNoFence) {
+            return Ok(Answer::Done);
+        }
+        let mut writes = Writes::new();
+        for (number, generation) in homes {
+            let home = self.homes.entry(*number).or_default();
+            home.fence = home.fence.max(generation.number + 1);
+            let key = [&[FENCE][..], &number.to_be_bytes()].concat();
+            writes.push((key, Some(home.fence.to_be_bytes().to_vec())));
+        }
+        self.write(writes, true)?;
+        Ok(Answer::Done)
+    }
+
+    fn read(&self, home: u32, generation: Generation, after: Option<&Name>) -> Answer {
+        let copy = self.homes.get(&home).and_then(|home| home.copies.get(&generation));
+        let Some(copy) = copy.filter(|copy| copy.is_whole) else { return Answer::Absent };
+        let (mut instances, mut bytes) = (Vec::new(), 0);
+        let mut rest = copy.instances.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
+        for (name, blob) in rest.by_ref() {
+            instances.push((name.clone(), blob.clone()));
+            bytes += name.as_str().len() + blob.len();
+            if bytes >= PART_BYTES {
+                break;
+            }
+        }
+        Answer::Page { epoch: copy.epoch, instances, is_last: rest.next().is_none() }
+    }
+
+    fn write(&mut self, writes: Writes, is_durable: bool) -> Result<(), IndexError> {
+        let Some(index) = &mut self.index else { return Ok(()) };
+        if !writes.is_empty() {
+            let next = Lsn(index.upto().0 + 1);
+            index.save(writes, next)?;
+        }
+        if is_durable {
+            index.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Takes a row of the index, unless it is none.
+    fn restore(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        let (kind, key) = key.split_first()?;
+        let (number, key) = key.split_first_chunk::<4>()?;
+        let home = self.homes.entry(u32::from_be_bytes(*number)).or_default();
+        if *kind == FENCE {
+            home.fence = u64::from_be_bytes(value.try_into().ok()?);
+            return Some(());
+        }
+        let (first, key) = key.split_first_chunk::<8>()?;
+        let (second, name) = key.split_first_chunk::<8>()?;
+        let generation =
+            Generation { number: u64::from_be_bytes(*first), nonce: u64::from_be_bytes(*second) };
+        let copy = home.copies.entry(generation).or_default();
+        if *kind == COPY {
+            (copy.is_whole, copy.epoch) = postcard::from_bytes(value).ok()?;
+        } else {
+            let name = Name::parse(std::str::from_utf8(name).ok()?).ok()?;
+            copy.instances.insert(name, value.into());
+        }
+        Some(())
+    }
+}
+
+fn copy_value(copy: &Copy) -> Vec<u8> {
+    postcard::to_allocvec(&(copy.is_whole, copy.epoch)).unwrap_or_default()
+}
+
+fn copy_key(kind: u8, home: u32, generation: Generation) -> Vec<u8> {
+    let Generation { number, nonce } = generation;
+    [&[kind][..], &home.to_be_bytes(), &number.to_be_bytes(), &nonce.to_be_bytes()].concat()
+}
+
+fn instance_key(home: u32, generation: Generation, name: &Name) -> Vec<u8> {
+    let mut key = copy_key(INSTANCE, home, generation);
+    key.extend_from_slice(name.as_str().as_bytes());
+    key
+}
