@@ -276,6 +276,9 @@ codes! {
     SharedStore = 68, Unavailable, "the shared store of instances can't be used now",
         causes: ["PostgreSQL is down, or this node does not reach it", "the configuration of this node has no [episodes.shared]", "the tables are another cluster's or another version's"],
         remedy: ["`steadfast status` says why", "mend the database or its address: every agent tries again by itself and goes on where it was"];
+    Mirror = 69, Unavailable, "mirrored instances can't be used now",
+        causes: ["a node was lost a moment ago, and others are taking its instances over", "both nodes that have copies of them are down or out of reach"],
+        remedy: ["try again in a second, with an Idempotency-Key", "`steadfast status` says what is missing: start one of the nodes again that had the copies"];
 }
 
 impl fmt::Display for Code {

@@ -27,8 +27,9 @@ pub struct DeployRequest {
     /// acknowledged. As it was when absent; `strict` for a new program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// Where its instances are kept: `local`, on the disk of one node each, or `shared`, in the store that all nodes reach, so that
-    /// another one goes on with them when theirs is lost. Never changes; `local` for a new program when absent.
+    /// Where its instances are kept: `local`, on the disk of one node each, `mirror`, on the disks of two, or `shared`, in the
+    /// database that nodes reach; with both of these others go on with them when a node is lost. Never changes; `local` for a new
+    /// program when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
 }
@@ -42,7 +43,7 @@ pub struct Program {
     pub current: u32,
     /// `strict` or `pipelined`.
     pub mode: String,
-    /// `local` or `shared`: where its instances are kept.
+    /// `local`, `mirror` or `shared`: where its instances are kept.
     pub store: String,
     /// All that instances may run.
     pub versions: Vec<ProgramVersion>,
@@ -158,7 +159,7 @@ pub struct Instance {
     pub row: InstanceRow,
     /// When its next episode may begin: `strict` or `pipelined`.
     pub mode: String,
-    /// `local` or `shared`: where it is kept.
+    /// `local`, `mirror` or `shared`: where it is kept.
     pub store: String,
     /// Whether its program has this version on the node that keeps it.
     pub is_deployed: bool,

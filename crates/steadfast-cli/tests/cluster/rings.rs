@@ -40,10 +40,13 @@ const fn ring(program: &'static str, language: Language, store: &'static str) ->
     Ring { program, language, store }
 }
 
-const ALL: [Ring; 6] = [
+const ALL: [Ring; 9] = [
     ring("rust", Language::Rust, "local"),
     ring("wasm", Language::Wasm, "local"),
     ring("python", Language::Python, "local"),
+    ring("mirror-rust", Language::Rust, "mirror"),
+    ring("mirror-wasm", Language::Wasm, "mirror"),
+    ring("mirror-python", Language::Python, "mirror"),
     ring("shared-rust", Language::Rust, "shared"),
     ring("shared-wasm", Language::Wasm, "shared"),
     ring("shared-python", Language::Python, "shared"),
@@ -65,7 +68,7 @@ impl Ring {
             let first =
                 if self.is_binary() { bytes(next.as_bytes()) } else { format!("{{\"next\": \"{next}\"}}") };
             let start = ["episode", "start", &self.account(number), &first, "--key", "first"];
-            // Homes of the shared store may be on their way.
+            // Homes may be on their way.
             trial.wait("the account to be opened", || host.steadfast_text(&start).ok());
         }
     }

@@ -1,4 +1,5 @@
-//! Instances in the store that nodes share: others go on with those of a node that is lost, and all go on when PostgreSQL is back.
+//! Instances that other nodes go on with when theirs is lost: in copies on two nodes, or in the store that nodes share, where all
+//! go on when PostgreSQL is back.
 
 use std::collections::BTreeSet;
 
@@ -38,8 +39,8 @@ impl Sharing {
     }
 
     /// A ring of accounts.
-    fn start_ring(&self) {
-        self.deploy("account", "shared");
+    fn start_ring(&self, store: &str) {
+        self.deploy("account", store);
         let alpha = self.trial.bed.host(0);
         for number in 0..ACCOUNTS {
             let (name, next) = (format!("account/{number}"), (number + 1) % ACCOUNTS);
@@ -80,13 +81,22 @@ fn keepers(host: &Host) -> Option<BTreeSet<String>> {
 }
 
 #[test]
-fn the_others_go_on_with_the_instances_of_a_node_that_is_killed() {
+fn the_others_go_on_with_the_shared_instances_of_a_node_that_is_killed() {
+    others_go_on("shared", "in the shared store, now on");
+}
+
+#[test]
+fn the_others_go_on_with_the_mirrored_instances_of_a_node_that_is_killed() {
+    others_go_on("mirror", "mirrored, now on");
+}
+
+fn others_go_on(store: &str, place: &str) {
     let sharing = Sharing::new();
     let trial = &sharing.trial;
-    sharing.start_ring();
+    sharing.start_ring(store);
     trial.wait("the instances to be on all nodes", || (keepers(trial.bed.host(0))?.len() == 3).then_some(()));
     let shown = trial.bed.host(1).steadfast_text(&["episode", "show", "account/0"]).unwrap();
-    assert!(shown.contains("in the shared store, now on"), "{shown}");
+    assert!(shown.contains(place), "{shown}");
     for round in 0..3 {
         let killed = trial.bed.host(usize::try_from(round).unwrap());
         let asked = trial.bed.host(usize::try_from(round + 1).unwrap() % 3);
@@ -109,7 +119,7 @@ fn the_others_go_on_with_the_instances_of_a_node_that_is_killed() {
 #[test]
 fn without_postgresql_shared_instances_wait_and_local_ones_go_on() {
     let mut sharing = Sharing::new();
-    sharing.start_ring();
+    sharing.start_ring("shared");
     sharing.deploy("purse", "local");
     let alpha = sharing.trial.bed.host(0);
     alpha.steadfast_text(&["episode", "start", "purse/1", "{\"next\": \"account/0\"}"]).unwrap();
@@ -141,6 +151,27 @@ fn without_postgresql_shared_instances_wait_and_local_ones_go_on() {
 }
 
 #[test]
+fn a_node_that_is_alone_keeps_mirrored_instances_alone_and_says_so() {
+    let trial = Trial::with(builder().hosts(1));
+    let alpha = trial.bed.host(0);
+    let path = script(&trial, "account.py", ACCOUNT).display().to_string();
+    let deploy = ["episode", "deploy", "account", "--store", "mirror", "--command", PYTHON, &path];
+    alpha.steadfast_text(&deploy).unwrap();
+    let start = ["episode", "start", "account/1", "{\"next\": \"account/1\"}", "--key", "one"];
+    trial.wait("the instance to begin", || alpha.steadfast_text(&start).ok());
+    trial.wait("the status to say so", || {
+        let status: Status = alpha.steadfast_as(&["-o", "json", "status"]).ok()?;
+        status.warnings.iter().any(|warning| warning.contains("no other node has copies")).then_some(())
+    });
+    alpha.kill_agent().unwrap();
+    alpha.start_agent().unwrap();
+    alpha.wait_ready().unwrap();
+    let pass = ["episode", "send", "account/1", "pass", "{\"amount\": 5, \"hops\": 1}", "--key", "two"];
+    trial.wait("it to go on", || alpha.steadfast_text(&pass).ok());
+    trial.wait("it to be quiet", || show(alpha, "account/1").is_quiet.then_some(()));
+}
+
+#[test]
 fn a_program_has_one_store_for_ever() {
     let sharing = Sharing::new();
     let trial = &sharing.trial;
@@ -150,8 +181,8 @@ fn a_program_has_one_store_for_ever() {
     let deploy = |store: &'static str| {
         ["episode", "deploy", "account", "--store", store, "--command", PYTHON, "/bin/true"]
     };
-    refused(alpha, &deploy("local"), 5, &["SF-0064", "in the shared store"]);
-    refused(alpha, &deploy("elsewhere"), 2, &["SF-0031", "\"local\" and \"shared\""]);
+    refused(alpha, &deploy("local"), 5, &["SF-0064", "in the store `shared`"]);
+    refused(alpha, &deploy("elsewhere"), 2, &["SF-0031", "local, mirror, shared"]);
     alpha.steadfast_text(&["episode", "deploy", "account", "--command", PYTHON, &path, "-v"]).unwrap();
     let programs: Vec<Program> = alpha.steadfast_as(&["-o", "json", "episode", "deploy"]).unwrap();
     assert_eq!(programs.iter().map(|program| program.store.as_str()).collect::<Vec<_>>(), ["shared"]);

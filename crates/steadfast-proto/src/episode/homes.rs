@@ -68,8 +68,8 @@ impl Episodes {
         &self.homes
     }
 
-    /// What is kept in another store.
-    pub fn apart(&self) -> &Apart {
+    /// What is kept in other stores.
+    pub fn apart(&self) -> &[Apart] {
         &self.apart
     }
 
@@ -100,8 +100,8 @@ impl Episodes {
         if name.is_effect() {
             return Place::Effect;
         }
-        if !self.apart.programs.is_empty() && self.apart.programs.contains(name.program()) {
-            let keeper = self.apart.homes.get(home_of(name, self.apart.homes.len()));
+        if let Some(apart) = self.apart.iter().find(|apart| apart.programs.contains(name.program())) {
+            let keeper = apart.homes.get(home_of(name, apart.homes.len()));
             return keeper.map_or(Place::Nowhere, |node| Place::Elsewhere(Destination::Node(*node)));
         }
         let home = home_of(name, self.homes.len());

@@ -71,8 +71,8 @@ pub enum Input {
     /// Who keeps which home, by number; all are kept here without any, unless the store is shared. All that is recorded is
     /// durable, since what is kept elsewhere from now on is forgotten.
     Homes(Vec<NodeId>),
-    /// What is kept in another store.
-    Apart(Apart),
+    /// What is kept in other stores.
+    Apart(Vec<Apart>),
     /// This node may write these homes of a shared store, and this is all that is in them.
     Adopted {
         /// Their numbers.
@@ -199,7 +199,7 @@ pub struct Episodes {
     pub(super) homes: Vec<NodeId>,
     /// The homes that this node may write, where nodes share the store.
     pub(super) adopted: Option<BTreeSet<usize>>,
-    pub(super) apart: Apart,
+    pub(super) apart: Vec<Apart>,
     pub(super) timers: BTreeSet<(Time, Timer)>,
     /// Which instances have something unfinished for which outside party.
     pub(super) parties: BTreeMap<Name, BTreeSet<Name>>,
@@ -222,7 +222,7 @@ impl Episodes {
             programs: BTreeMap::new(),
             homes: Vec::new(),
             adopted: None,
-            apart: Apart::default(),
+            apart: Vec::new(),
             timers: BTreeSet::new(),
             parties: BTreeMap::new(),
             local: VecDeque::new(),

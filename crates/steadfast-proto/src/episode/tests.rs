@@ -221,7 +221,7 @@ fn an_instance_of_a_home_that_came_gets_an_epoch_that_none_of_it_had() {
 fn instances_of_another_store_are_found_by_their_program() {
     let (mut episodes, _) = receiver();
     let shared = name("shared/1");
-    let apart = |homes| Apart { programs: ["shared".into()].into(), homes };
+    let apart = |homes| vec![Apart { programs: ["shared".into()].into(), homes }];
     let mut out = Batch::default();
     episodes.step(Time::ZERO, Input::Apart(apart(Vec::new())), &mut out);
     assert_eq!(episodes.keeper(&shared), None);

@@ -151,8 +151,8 @@ impl fmt::Debug for Parts {
 pub struct Known {
     /// Who keeps which home, by number; all are kept here without any, unless the store is shared.
     pub homes: Vec<NodeId>,
-    /// What is kept in another store.
-    pub apart: Apart,
+    /// What is kept in other stores.
+    pub apart: Vec<Apart>,
     /// All programs that can be run here.
     pub programs: BTreeMap<Text, Deployment>,
 }
@@ -452,7 +452,7 @@ impl State {
         match command {
             Command::Input(Input::Homes(homes)) => return self.rehome(homes),
             Command::Input(Input::Apart(apart)) => {
-                if apart != *self.episodes.apart() {
+                if apart != self.episodes.apart() {
                     self.step(Input::Apart(apart));
                     self.renew();
                 }

@@ -35,6 +35,9 @@ pub enum StoreError {
     /// A record, or an instance, can't be read: another program wrote it.
     #[error("the store of episodes holds something that this version can not read: {0}")]
     Decode(#[from] DecodeError),
+    /// A row of the catalog can't be read.
+    #[error(transparent)]
+    Row(#[from] steadfast_proto::catalog::RowError),
     /// The catalog does not answer.
     #[error(transparent)]
     Catalog(#[from] crate::catalog::CatalogError),

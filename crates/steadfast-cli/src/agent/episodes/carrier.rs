@@ -19,15 +19,12 @@ use tokio::sync::mpsc;
 
 use super::effects::Effects;
 use super::outside::Parties;
+use super::rows::Kind;
 
 /// The RPC service that takes frames from keepers of local instances to such.
 pub(super) const SERVICE_FRAMES: u8 = 26;
-/// The RPC service that takes all others: the first byte says whose they are.
-pub(super) const SERVICE_SHARED: u8 = 30;
-/// In that byte: the sender keeps shared instances.
-const FROM_SHARED: u8 = 1;
-/// In that byte: the receiver keeps shared instances.
-const TO_SHARED: u8 = 2;
+/// The RPC service that takes all others: the first two bytes say which keeper speaks to which.
+pub(super) const SERVICE_MOVING: u8 = 30;
 /// Frames that wait for one peer at most.
 const QUEUE_FRAMES: usize = 256;
 /// How many bytes of frames one call carries, about.
@@ -58,46 +55,55 @@ impl Wire {
     }
 }
 
-/// The keepers of this node: one of local instances, one of shared ones. Clones are the same.
+/// The keepers of this node, one of each kind of instances. Clones are the same.
 #[derive(Clone, Default)]
 pub(super) struct Keepers {
-    both: Arc<Mutex<[Option<Keeper>; 2]>>,
+    all: Arc<Mutex<[Option<Keeper>; 3]>>,
 }
 
 impl Keepers {
-    pub(super) fn set(&self, is_shared: bool, keeper: Option<Keeper>) {
-        self.both()[usize::from(is_shared)] = keeper;
+    pub(super) fn set(&self, kind: Kind, keeper: Option<Keeper>) {
+        self.lock()[kind as usize] = keeper;
     }
 
-    pub(super) fn get(&self, is_shared: bool) -> Option<Keeper> {
-        self.both()[usize::from(is_shared)].clone()
+    pub(super) fn get(&self, kind: Kind) -> Option<Keeper> {
+        self.lock()[kind as usize].clone()
     }
 
     /// Those that there are.
     pub(super) fn all(&self) -> Vec<Keeper> {
-        self.both().iter().flatten().cloned().collect()
+        self.lock().iter().flatten().cloned().collect()
     }
 
-    fn both(&self) -> MutexGuard<'_, [Option<Keeper>; 2]> {
-        self.both.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, [Option<Keeper>; 3]> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Tells the id of a keeper of shared instances from that of its node: it has the mark of another kind of UUID.
+/// Tell the ids of keepers from those of their nodes: they have the marks of other kinds of UUIDs.
 const SHARED_MARK: u128 = 1 << 79;
+const MIRROR_MARK: u128 = 1 << 77;
 
-/// What the keeper of shared instances on a node is called among keepers.
-pub(super) fn shared_id(node: NodeId) -> NodeId {
-    NodeId(node.0 | SHARED_MARK)
+/// What a keeper on a node is called among keepers.
+pub(super) fn keeper_id(node: NodeId, kind: Kind) -> NodeId {
+    match kind {
+        Kind::Local => node,
+        Kind::Mirror => NodeId(node.0 | MIRROR_MARK),
+        Kind::Shared => NodeId(node.0 | SHARED_MARK),
+    }
 }
 
 /// The node of a keeper.
 pub(super) fn node_of(keeper: NodeId) -> NodeId {
-    NodeId(keeper.0 & !SHARED_MARK)
+    NodeId(keeper.0 & !(SHARED_MARK | MIRROR_MARK))
 }
 
-fn keeps_shared(keeper: NodeId) -> bool {
-    keeper.0 & SHARED_MARK != 0
+fn kind_of(keeper: NodeId) -> Kind {
+    match (keeper.0 & MIRROR_MARK != 0, keeper.0 & SHARED_MARK != 0) {
+        (true, _) => Kind::Mirror,
+        (false, true) => Kind::Shared,
+        (false, false) => Kind::Local,
+    }
 }
 
 impl Carrier for Wire {
@@ -128,7 +134,7 @@ impl Carrier for Wire {
 /// Hands frames to the other keeper of this node until nobody sends any.
 async fn hand_over(keepers: Keepers, me: NodeId, to: NodeId, mut waiting: mpsc::Receiver<Frame>) {
     while let Some(frame) = waiting.recv().await {
-        if let Some(keeper) = keepers.get(keeps_shared(to)) {
+        if let Some(keeper) = keepers.get(kind_of(to)) {
             keeper.receive(me, frame);
         }
     }
@@ -136,11 +142,13 @@ async fn hand_over(keepers: Keepers, me: NodeId, to: NodeId, mut waiting: mpsc::
 
 /// Carries the frames for one peer until nobody sends any.
 async fn carry(peers: Peers, me: NodeId, to: NodeId, mut waiting: mpsc::Receiver<Frame>) {
-    let from = if keeps_shared(me) { FROM_SHARED } else { 0 };
-    let kind = from | if keeps_shared(to) { TO_SHARED } else { 0 };
-    let (node, service) = (node_of(to), if kind == 0 { SERVICE_FRAMES } else { SERVICE_SHARED });
+    let (node, kinds) = (node_of(to), [kind_of(me), kind_of(to)]);
+    let (service, head) = match kinds {
+        [Kind::Local, Kind::Local] => (SERVICE_FRAMES, Vec::new()),
+        _ => (SERVICE_MOVING, kinds.map(|kind| kind as u8).to_vec()),
+    };
     while let Some(first) = waiting.recv().await {
-        let mut body = if kind == 0 { Vec::new() } else { vec![kind] };
+        let mut body = head.clone();
         append(&mut body, &first);
         while body.len() < CALL_BYTES
             && let Ok(next) = waiting.try_recv()
@@ -160,13 +168,16 @@ fn append(body: &mut Vec<u8>, frame: &Frame) {
     body.extend_from_slice(&bytes);
 }
 
-/// As [`take`], where the first byte says which keeper speaks to which.
-pub(super) async fn take_shared(keepers: &Keepers, from: NodeId, mut body: Bytes) -> Result<Bytes, String> {
-    let kind = body.try_get_u8().map_err(|_| "frames of exchanges are cut off".to_owned())?;
-    let keeper = keepers.get(kind & TO_SHARED != 0);
-    let keeper = keeper.ok_or_else(|| "this node keeps no such instances now".to_owned())?;
-    let from = if kind & FROM_SHARED == 0 { from } else { shared_id(from) };
-    take(&keeper, from, body).await
+/// As [`take`], where the first two bytes say which keeper speaks to which.
+pub(super) async fn take_moving(keepers: &Keepers, from: NodeId, mut body: Bytes) -> Result<Bytes, String> {
+    let mut kind = || {
+        let number = body.try_get_u8().map_err(|_| "frames of exchanges are cut off".to_owned())?;
+        let kind = Kind::ALL.into_iter().find(|kind| *kind as u8 == number);
+        kind.ok_or_else(|| format!("there is no store of instances {number}"))
+    };
+    let (speaker, hearer) = (kind()?, kind()?);
+    let keeper = keepers.get(hearer).ok_or_else(|| "this node keeps no such instances now".to_owned())?;
+    take(&keeper, keeper_id(from, speaker), body).await
 }
 
 /// Hands the frames of one call to the keeper; answers when it has looked at them, so that a peer is not faster than it.
@@ -189,10 +200,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_keepers_of_a_node_have_ids_of_their_own() {
+    fn all_keepers_of_a_node_have_ids_of_their_own() {
         let node = NodeId(uuid::Uuid::new_v4().as_u128());
-        assert_eq!((node_of(node), node_of(shared_id(node))), (node, node));
-        assert!(keeps_shared(shared_id(node)) && !keeps_shared(node));
+        for kind in Kind::ALL {
+            let keeper = keeper_id(node, kind);
+            assert_eq!((node_of(keeper), kind_of(keeper)), (node, kind));
+        }
     }
 
     #[test]

@@ -12,9 +12,7 @@ use steadfast_proto::ids::NodeId;
 
 use super::super::Agent;
 use super::super::rows::{self as typed, catalog_failure};
-use super::rows::{
-    HOMES, HomesRow, MODULE_BYTES_MAX, PROGRAMS, ProgramRow, SourceRow, VersionRow, store_word,
-};
+use super::rows::{HOMES, HomesRow, Kind, MODULE_BYTES_MAX, PROGRAMS, ProgramRow, SourceRow, VersionRow};
 use super::{Aware, Room};
 use crate::api::convert::now_unix_ms;
 use crate::api::episode_types::{DeployRequest, Program};
@@ -40,9 +38,10 @@ impl Agent {
     /// Deploys a version of a program; answers when all nodes that answer know it.
     pub(crate) async fn deploy(&self, name: &str, asked: DeployRequest) -> Result<Program, Failure> {
         checked_name(name)?;
-        let is_pipelined = either("mode", asked.mode.as_deref(), ["strict", "pipelined"])?;
-        let is_shared = either("store", asked.store.as_deref(), ["local", "shared"])?;
-        if is_shared == Some(true) {
+        let mode = one_of("mode", asked.mode.as_deref(), &["strict", "pipelined"])?;
+        let is_pipelined = mode.map(|mode| mode == "pipelined");
+        let store = one_of("store", asked.store.as_deref(), &Kind::WORDS)?.and_then(Kind::of);
+        if store == Some(Kind::Shared) {
             let refused = |why: String| format!("program {name} can not be given to the shared store: {why}");
             let tried = self.episodes.try_shared().await;
             tried.map_err(|why| Failure::new(Code::SharedStore, refused(why)))?;
@@ -52,7 +51,7 @@ impl Agent {
         let prepared = tokio::task::spawn_blocking(move || Prepared::new(source, Limits::default())).await;
         let prepared = prepared.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
         prepared.map_err(|error| Failure::new(Code::ProgramRefused, format!("program {name}: {error}")))?;
-        let wanted = Wanted { name, source: source_row, is_pipelined, is_shared, version: asked.version };
+        let wanted = Wanted { name, source: source_row, is_pipelined, store, version: asked.version };
         let (row, revision) = loop {
             let found = self.rows.get_at::<ProgramRow>(&key(name)).await?;
             let row = wanted.row(found.as_ref().map(|(row, _)| row))?;
@@ -140,7 +139,7 @@ struct Wanted<'a> {
     name: &'a str,
     source: SourceRow,
     is_pipelined: Option<bool>,
-    is_shared: Option<bool>,
+    store: Option<Kind>,
     version: Option<u32>,
 }
 
@@ -151,15 +150,15 @@ impl Wanted<'_> {
             name: self.name.to_owned(),
             current: 0,
             is_pipelined: false,
-            is_shared: self.is_shared.unwrap_or_default(),
+            store: self.store.unwrap_or_default(),
             versions: BTreeMap::new(),
         });
-        if self.is_shared.is_some_and(|is_shared| is_shared != row.is_shared) {
+        if self.store.is_some_and(|store| store != row.store) {
             // An instance that began meanwhile would be left where nobody looks for it.
             let message = format!(
-                "the instances of program {} are in the {} store, which never changes; deploy it under another name",
+                "the instances of program {} are in the store `{}`, which never changes; deploy it under another name",
                 self.name,
-                store_word(row.is_shared)
+                row.store.word()
             );
             return Err(Failure::new(Code::ProgramTaken, message));
         }
@@ -218,18 +217,19 @@ fn checked_name(name: &str) -> Result<(), Failure> {
     Err(Failure::new(Code::InstanceNameInvalid, message))
 }
 
-/// Whether the second of two words was given, if one was.
-fn either(field: &str, given: Option<&str>, words: [&str; 2]) -> Result<Option<bool>, Failure> {
-    let [first, second] = words;
+/// The word that was given, which must be one of these.
+fn one_of<'a>(
+    field: &str,
+    given: Option<&'a str>,
+    words: &[&'static str],
+) -> Result<Option<&'a str>, Failure> {
     match given {
-        None => Ok(None),
-        Some(given) if given == first => Ok(Some(false)),
-        Some(given) if given == second => Ok(Some(true)),
-        Some(other) => {
-            let hint = did_you_mean(other, words);
-            let message = format!("{field}: {other:?} is none{hint}; {first:?} and {second:?} are possible");
+        Some(other) if !words.contains(&other) => {
+            let hint = did_you_mean(other, words.iter().copied());
+            let message = format!("{field}: {other:?} is none{hint}; possible are {}", words.join(", "));
             Err(Failure::new(Code::BadRequest, message))
         }
+        given => Ok(given),
     }
 }
 
@@ -268,21 +268,19 @@ mod tests {
             name: "order",
             source: SourceRow::Http { url: url.to_owned() },
             is_pipelined: None,
-            is_shared: None,
+            store: None,
             version,
         }
     }
 
     #[test]
     fn a_program_keeps_its_store() {
-        let shared = Wanted { is_shared: Some(true), ..wanted("http://a/1", None) };
+        let shared = Wanted { store: Some(Kind::Shared), ..wanted("http://a/1", None) };
         let first = shared.row(None).unwrap();
-        assert!(first.is_shared);
-        assert!(
-            wanted("http://a/2", None).row(Some(&first)).unwrap().is_shared,
-            "as it was when nothing is said"
-        );
-        let local = Wanted { is_shared: Some(false), ..wanted("http://a/2", None) };
+        assert_eq!(first.store, Kind::Shared);
+        let next = wanted("http://a/2", None).row(Some(&first)).unwrap();
+        assert_eq!(next.store, Kind::Shared, "as it was when nothing is said");
+        let local = Wanted { store: Some(Kind::Local), ..wanted("http://a/2", None) };
         let refused = local.row(Some(&first)).unwrap_err();
         assert_eq!(refused.code, Code::ProgramTaken);
         assert!(refused.message.contains("in the shared store"), "{}", refused.message);

@@ -3,12 +3,14 @@
 //! A node without episodes pays nothing: the keeper is opened when the catalog gives this node homes, and then knows them and
 //! all programs before it goes on with anything, since a message to another node must not be taken for one to nobody. It
 //! decides nothing about episodes. Read `deploy` for how programs come into the catalog, `requests` for what people ask,
-//! `shared` for the second keeper, that of instances which all nodes can go on with.
+//! `moving` for the other keepers, those of instances which several nodes can go on with.
 
 mod carrier;
 mod deploy;
 mod effects;
 mod list;
+mod mirror;
+mod moving;
 mod outside;
 mod requests;
 mod rows;
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast::catalog::{Rows as CatalogRows, Versioned};
+use steadfast::episodes::mirrored::Copies;
 use steadfast::episodes::{Deployment, Embedded, Keeper, KeeperError, Parts};
 use steadfast::events::hub::Hub;
 use steadfast::net::rpc::{Class, Peers, Services};
@@ -38,7 +41,7 @@ use tokio::time::Instant;
 use self::carrier::{Keepers, Wire};
 use self::effects::Effects;
 use self::outside::Parties;
-use self::rows::{HomesRow, ProgramRow};
+use self::rows::{HomesRow, Kind, ProgramRow};
 use self::runners::Runners;
 use self::shared::SharedStore;
 use super::rows::{Rows, decode};
@@ -82,11 +85,13 @@ struct Inner {
     runtime: Handle,
     /// Whether instances may be kept here: neither observers nor witnesses run anything.
     may_keep: bool,
-    /// How the keepers are: of local instances, and of shared ones.
-    standings: [Mutex<Standing>; 2],
+    /// How the keepers are, by the kind of their instances.
+    standings: [Mutex<Standing>; 3],
+    /// What this node holds of mirrored instances, once it was needed.
+    copies: Mutex<Option<Copies>>,
     /// How shared instances are reached, if this node does.
     shared: Option<SharedStore>,
-    /// What both are told; nothing before the catalog was read.
+    /// What all are told; nothing before the catalog was read.
     told: Mutex<Option<Told>>,
     /// Up to which revision of the catalog the keeper knows programs and homes.
     aware: watch::Sender<u64>,
@@ -103,8 +108,14 @@ struct Told {
     /// The homes of local instances.
     homes: Vec<NodeId>,
     programs: BTreeMap<Text, Deployment>,
-    /// Those of them whose instances are shared.
-    shared: BTreeSet<Text>,
+    /// Where the instances of those are that are not local.
+    kinds: BTreeMap<Text, Kind>,
+}
+
+impl Told {
+    fn kind(&self, program: &Text) -> Kind {
+        self.kinds.get(program).copied().unwrap_or_default()
+    }
 }
 
 /// How the keeper is.
@@ -144,7 +155,8 @@ impl Room {
             rows: rows.clone(),
             runtime: Handle::current(),
             may_keep: config.mode == Mode::Agent,
-            standings: [Mutex::new(Standing::Idle), Mutex::new(Standing::Idle)],
+            standings: [const { Mutex::new(Standing::Idle) }; 3],
+            copies: Mutex::default(),
             shared: config.episodes.shared.clone().map(|config| SharedStore::new(config, cluster)),
             told: Mutex::default(),
             aware: watch::Sender::new(0),
@@ -156,7 +168,7 @@ impl Room {
         let room = Room { inner: Arc::new(inner) };
         let frames = room.clone();
         services.register(carrier::SERVICE_FRAMES, move |from, body| {
-            let keeper = frames.keeper(false);
+            let keeper = frames.keeper(Kind::Local);
             Box::pin(async move {
                 let keeper = keeper.map_err(|failure| failure.message)?;
                 let keeper = keeper.ok_or_else(|| "this node keeps no instances yet".to_owned())?;
@@ -164,15 +176,16 @@ impl Room {
             })
         });
         let keepers = room.inner.keepers.clone();
-        services.register(carrier::SERVICE_SHARED, move |from, body| {
+        services.register(carrier::SERVICE_MOVING, move |from, body| {
             let keepers = keepers.clone();
-            Box::pin(async move { carrier::take_shared(&keepers, from, body).await })
+            Box::pin(async move { carrier::take_moving(&keepers, from, body).await })
         });
         let aware = room.clone();
         services.register(SERVICE_AWARE, move |_, body| {
             let aware = aware.clone();
             Box::pin(async move { aware.answer_aware(&body).await })
         });
+        room.offer_copies(services);
         room.offer_lists(services);
         room.offer_parties(services);
         room
@@ -187,8 +200,10 @@ impl Room {
             Ok(found) => found,
             Err(_) => catalog.range_stale(rows::ALL),
         };
-        let is_shared = found.rows.iter().any(|(key, _)| key == rows::SHARING);
-        tokio::spawn(self.clone().share(is_shared));
+        for kind in Kind::MOVING {
+            let was_any = found.rows.iter().any(|(key, _)| Some(key.as_str()) == kind.sharing());
+            tokio::spawn(self.clone().keep_moving(kind, was_any));
+        }
         loop {
             let mut watch = catalog.watch(rows::ALL.to_owned(), found.revision);
             // Who keeps shared instances follows from it.
@@ -215,30 +230,32 @@ impl Room {
         if let Some(homes) = &seen.homes
             && self.inner.may_keep
         {
-            let shared = seen.programs.iter().filter(|row| row.is_shared);
             *self.inner.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(Told {
                 homes: homes.nodes.clone(),
                 programs: runners.deployments(&seen.programs),
-                shared: shared.map(|row| row.name.as_str().into()).collect(),
+                kinds: seen.programs.iter().map(|row| (row.name.as_str().into(), row.store)).collect(),
             });
-            let standing = self.standing(false).clone();
+            let standing = self.standing(Kind::Local).clone();
             match standing {
-                Standing::Open(keeper) => self.tell_keeper(false, &keeper),
+                Standing::Open(keeper) => self.tell_keeper(Kind::Local, &keeper),
                 Standing::Idle if homes.nodes.contains(&self.inner.me) || self.inner.folder.exists() => {
                     self.open().await;
                 }
                 Standing::Idle | Standing::Failed(_) => {}
             }
-            let standing = self.standing(true).clone();
-            if let Standing::Open(keeper) = standing {
-                self.tell_keeper(true, &keeper);
+            for kind in Kind::MOVING {
+                let standing = self.standing(kind).clone();
+                if let Standing::Open(keeper) = standing {
+                    self.tell_keeper(kind, &keeper);
+                }
             }
+            self.tidy_copies();
         }
         self.inner.aware.send_replace(seen.revision);
     }
 
-    fn tell_keeper(&self, is_shared: bool, keeper: &Keeper) {
-        let Some(known) = self.inner.known(is_shared) else { return };
+    fn tell_keeper(&self, kind: Kind, keeper: &Keeper) {
+        let Some(known) = self.inner.known(kind) else { return };
         keeper.input(Input::Homes(known.homes));
         keeper.input(Input::Apart(known.apart));
         keeper.deploy(known.programs);
@@ -257,14 +274,14 @@ impl Room {
                 carrier: Box::new(wire),
                 life: Incarnation(inner.life.0 << 44),
             };
-            let known = inner.known(false).unwrap_or_default();
+            let known = inner.known(Kind::Local).unwrap_or_default();
             Keeper::start(Embedded::open(&inner.folder, salt())?, parts, known)
         });
         let opened = opened.await.unwrap_or(Err(KeeperError::Ended));
         let standing = match opened {
             Ok(keeper) => {
                 tracing::info!(folder = %self.inner.folder.display(), "this node keeps instances");
-                self.inner.keepers.set(false, Some(keeper.clone()));
+                self.inner.keepers.set(Kind::Local, Some(keeper.clone()));
                 tokio::spawn(self.clone().notice_end(keeper.clone()));
                 Standing::Open(keeper)
             }
@@ -273,7 +290,7 @@ impl Room {
                 Standing::Failed(error.to_string())
             }
         };
-        *self.standing(false) = standing;
+        *self.standing(Kind::Local) = standing;
     }
 
     /// Notes why the keeper has ended, when it has.
@@ -283,16 +300,16 @@ impl Room {
         }
         let ended = tokio::task::spawn_blocking(move || keeper.stop()).await;
         if let Ok(Err(error)) = ended {
-            self.inner.keepers.set(false, None);
-            *self.standing(false) = Standing::Failed(error.to_string());
+            self.inner.keepers.set(Kind::Local, None);
+            *self.standing(Kind::Local) = Standing::Failed(error.to_string());
         }
     }
 
     /// Makes everything durable and ends.
     pub(super) async fn stop(&self) {
         self.inner.is_ending.store(true, Ordering::Relaxed);
-        for is_shared in [true, false] {
-            let standing = self.standing(is_shared).clone();
+        for kind in Kind::ALL.into_iter().rev() {
+            let standing = self.standing(kind).clone();
             let Standing::Open(keeper) = standing else { continue };
             let stopped = tokio::task::spawn_blocking(move || keeper.stop()).await;
             if let Ok(Err(error)) = stopped {
@@ -303,27 +320,29 @@ impl Room {
 
     /// Why this node keeps no instances although it should.
     pub(super) fn failures(&self) -> Vec<String> {
-        let words = ["this node runs no episodes", "this node runs no episodes of shared instances"];
-        let failed = words.into_iter().zip([false, true]).filter_map(|(what, is_shared)| {
-            match &*self.standing(is_shared) {
-                Standing::Failed(why) => Some(format!("{what}: {why}")),
-                Standing::Idle | Standing::Open(_) => None,
+        let failed = Kind::ALL.into_iter().filter_map(|kind| match &*self.standing(kind) {
+            Standing::Failed(why) => {
+                Some(format!("this node runs no episodes of {} instances: {why}", kind.word()))
             }
+            Standing::Idle | Standing::Open(_) => None,
         });
-        failed.collect()
+        failed.chain(self.unmirrored()).collect()
     }
 
-    /// The keeper of local instances, or of shared ones, if one is needed here.
-    pub(super) fn keeper(&self, is_shared: bool) -> Result<Option<Keeper>, Failure> {
-        match &*self.standing(is_shared) {
-            Standing::Idle => Ok(None),
-            Standing::Open(keeper) => Ok(Some(keeper.clone())),
-            Standing::Failed(why) if is_shared => Err(Failure::new(Code::SharedStore, why.clone())),
-            Standing::Failed(why) => {
-                let message = format!("this node keeps no instances any more: {why}");
-                Err(Failure::new(Code::EpisodesFailed, message))
+    /// The keeper of instances of that kind, if one is needed here.
+    fn keeper(&self, kind: Kind) -> Result<Option<Keeper>, Failure> {
+        let why = match &*self.standing(kind) {
+            Standing::Idle => return Ok(None),
+            Standing::Open(keeper) => return Ok(Some(keeper.clone())),
+            Standing::Failed(why) => why.clone(),
+        };
+        Err(match kind {
+            Kind::Local => {
+                Failure::new(Code::EpisodesFailed, format!("this node keeps no instances any more: {why}"))
             }
-        }
+            Kind::Mirror => Failure::new(Code::Mirror, why),
+            Kind::Shared => Failure::new(Code::SharedStore, why),
+        })
     }
 
     /// The keeper, once it is open, if one is needed here: after a start that takes a moment.
@@ -334,50 +353,53 @@ impl Room {
             let message = "this node is still reading what its instances did; try again";
             return Err(Failure::new(Code::PeerUnreachable, message));
         }
-        self.keeper(false)
+        self.keeper(Kind::Local)
     }
 
     /// The keeper that the instance of that name is, or would be, kept by, once it is open.
     pub(super) async fn opened_for(&self, name: &Name) -> Result<Option<Keeper>, Failure> {
-        if !self.is_shared(name) {
-            return self.opened().await;
-        }
+        let kind = self.kind(name);
+        let (code, place) = match kind {
+            Kind::Local => return self.opened().await,
+            Kind::Mirror => (Code::Mirror, "mirrored"),
+            Kind::Shared => (Code::SharedStore, "in the shared store"),
+        };
         let until = Instant::now() + OPEN_MAX;
         let why = loop {
-            if let Some(keeper) = self.keeper(true)? {
+            if let Some(keeper) = self.keeper(kind)? {
                 return Ok(Some(keeper));
             }
             if !self.inner.may_keep {
-                break "this node keeps no instances, and no node of the cluster reaches it";
+                break "this node keeps no instances, and no node that does can go on with it now";
             }
-            if self.inner.shared.is_none() {
+            if kind == Kind::Shared && self.inner.shared.is_none() {
                 break "this node's configuration has no [episodes.shared], and no other node reaches it";
             }
             if Instant::now() > until {
-                break "it has not answered this node yet";
+                break "this node can't go on with it yet";
             }
             tokio::time::sleep(LOOK_OPEN).await;
         };
-        Err(Failure::new(Code::SharedStore, format!("{name} is in the shared store: {why}")))
+        Err(Failure::new(code, format!("{name} is {place}: {why}")))
     }
 
     /// The keepers that are open.
     pub(super) async fn all_opened(&self) -> Result<Vec<Keeper>, Failure> {
         let local = self.opened().await?;
-        // Without the shared store its instances are missing, and the others there.
-        let shared = self.keeper(true).unwrap_or_default();
-        Ok(local.into_iter().chain(shared).collect())
+        // Without another store its instances are missing, and the others there.
+        let moving = Kind::MOVING.into_iter().filter_map(|kind| self.keeper(kind).unwrap_or_default());
+        Ok(local.into_iter().chain(moving).collect())
     }
 
-    /// Whether the instance of that name is, or would be, in the shared store.
-    pub(super) fn is_shared(&self, name: &Name) -> bool {
+    /// Where the instance of that name is kept, or would be.
+    fn kind(&self, name: &Name) -> Kind {
         let key = format!("{}{}", rows::PROGRAMS, name.program());
-        self.inner.rows.get_stale_at::<ProgramRow>(&key).is_some_and(|(row, _)| row.is_shared)
+        self.inner.rows.get_stale_at::<ProgramRow>(&key).map(|(row, _)| row.store).unwrap_or_default()
     }
 
     /// Whether a keeper is needed and not there yet.
     fn is_opening(&self) -> bool {
-        let is_idle = matches!(&*self.standing(false), Standing::Idle);
+        let is_idle = matches!(&*self.standing(Kind::Local), Standing::Idle);
         let homes = || self.inner.rows.get_stale_at::<HomesRow>(rows::HOMES);
         let is_home = || homes().is_some_and(|(homes, _)| homes.nodes.contains(&self.inner.me));
         is_idle && self.inner.may_keep && is_home()
@@ -390,10 +412,9 @@ impl Room {
 
     /// The node that keeps the instance of that name, or would.
     pub(super) fn home(&self, name: &Name) -> Option<NodeId> {
-        let nodes = if self.is_shared(name) {
-            shared::table(&self.inner.rows)
-        } else {
-            self.inner.rows.get_stale_at::<HomesRow>(rows::HOMES)?.0.nodes
+        let nodes = match self.kind(name) {
+            Kind::Local => self.inner.rows.get_stale_at::<HomesRow>(rows::HOMES)?.0.nodes,
+            kind @ (Kind::Mirror | Kind::Shared) => moving::table(&self.inner.rows, kind),
         };
         nodes.get(home_of(name, nodes.len())).copied()
     }
@@ -401,9 +422,9 @@ impl Room {
     /// All nodes that keep instances, unless there are no programs.
     pub(super) fn all_homes(&self) -> Option<BTreeSet<NodeId>> {
         let (homes, _) = self.inner.rows.get_stale_at::<HomesRow>(rows::HOMES)?;
-        let shared =
-            if self.shared_programs().is_empty() { Vec::new() } else { shared::table(&self.inner.rows) };
-        Some(homes.nodes.into_iter().chain(shared).collect())
+        let used = Kind::MOVING.into_iter().filter(|kind| !self.programs_in(*kind).is_empty());
+        let moving = used.flat_map(|kind| moving::sharers(&self.inner.rows, kind));
+        Some(homes.nodes.into_iter().chain(moving).collect())
     }
 
     /// All programs, by name.
@@ -411,8 +432,8 @@ impl Room {
         self.inner.rows.all_stale::<ProgramRow>(rows::PROGRAMS).into_iter().map(|(row, _)| row).collect()
     }
 
-    fn standing(&self, is_shared: bool) -> MutexGuard<'_, Standing> {
-        self.inner.standings[usize::from(is_shared)].lock().unwrap_or_else(PoisonError::into_inner)
+    fn standing(&self, kind: Kind) -> MutexGuard<'_, Standing> {
+        self.inner.standings[kind as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a node can keep instances, and knows the programs up to a revision of the catalog.

@@ -9,7 +9,7 @@ use steadfast::episodes::KeeperError;
 use steadfast_proto::episode::{Answer, Episodes, Key, Request, RequestError};
 use steadfast_proto::exchange::{Blob, Name, TEXT_BYTES_MAX};
 
-use super::rows::store_word;
+use super::rows::Kind;
 use super::{Room, shown};
 use crate::api::episode_types as types;
 use crate::codes::Code;
@@ -87,18 +87,24 @@ impl Room {
 
     /// The keeper ended while it was asked; of a local one the agent's log says why.
     fn ended(&self, name: &Name) -> Failure {
-        if self.is_shared(name) {
+        let unsure = |what: &str, code| {
             let message = format!(
-                "the shared store failed while {name} was asked; whether it took the request is not known: with an Idempotency-Key it can be repeated"
+                "{what} while {name} was asked; whether it took the request is not known: with an Idempotency-Key it can be repeated"
             );
-            return Failure::new(Code::SharedStore, message);
+            Failure::new(code, message)
+        };
+        match self.kind(name) {
+            Kind::Shared => unsure("the shared store failed", Code::SharedStore),
+            Kind::Mirror => {
+                unsure("the other node that holds it failed, or this one was overtaken", Code::Mirror)
+            }
+            Kind::Local => Failure::new(Code::EpisodesFailed, KeeperError::Ended.to_string()),
         }
-        Failure::new(Code::EpisodesFailed, KeeperError::Ended.to_string())
     }
 
     /// All of an instance that this node keeps.
     pub(crate) async fn instance(&self, name: Name, node: String) -> Result<types::Instance, Failure> {
-        let (effects, store) = (self.inner.effects.clone(), store_word(self.is_shared(&name)));
+        let (effects, store) = (self.inner.effects.clone(), self.kind(&name).word());
         let of = name.clone();
         self.look(&name, move |episodes| shown::instance(episodes, &of, (&node, store), &effects)).await
     }

@@ -2,7 +2,8 @@
 //!
 //! `episode/program/NAME` has a program, `episode/module/DIGEST` the bytes of a module, each once however often it is
 //! deployed, and `episode/homes` the node of each home, which is made with the first program and stays. `episode/sharing` has
-//! the nodes that reach the shared store; who of them keeps which of its homes follows from that and the view.
+//! the nodes that reach the shared store, `episode/mirroring` those that keep mirrored instances; who of them should keep which
+//! home follows from that and the view. Who does keep mirrored ones, and where their copies are, is `episode/mirrored`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +23,8 @@ pub(super) const ALL: &str = "episode/";
 pub(super) const PROGRAMS: &str = "episode/program/";
 /// Who keeps which home.
 pub(super) const HOMES: &str = "episode/homes";
-/// Who reaches the shared store.
-pub(super) const SHARING: &str = "episode/sharing";
+/// Who keeps mirrored homes, and where their copies are.
+pub(super) const MIRRORED: &str = "episode/mirrored";
 /// The rows of modules begin so.
 const MODULES: &str = "episode/module/";
 /// How many homes there are.
@@ -31,13 +32,54 @@ pub(super) const HOMES_COUNT: usize = 64;
 /// The largest module, in bytes: a row of the catalog.
 pub(super) const MODULE_BYTES_MAX: usize = VALUE_BYTES_MAX;
 
+/// Where instances are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum Kind {
+    /// On the disk of one node each, for good.
+    #[default]
+    Local,
+    /// On the disks of two nodes.
+    Mirror,
+    /// In a database that nodes reach.
+    Shared,
+}
+
+impl Kind {
+    pub(super) const ALL: [Kind; 3] = [Kind::Local, Kind::Mirror, Kind::Shared];
+    /// Those whose homes move from node to node.
+    pub(super) const MOVING: [Kind; 2] = [Kind::Mirror, Kind::Shared];
+    pub(super) const WORDS: [&str; 3] = ["local", "mirror", "shared"];
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Kind::Local => "local",
+            Kind::Mirror => "mirror",
+            Kind::Shared => "shared",
+        }
+    }
+
+    /// The kind of that word.
+    pub(super) fn of(word: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.word() == word)
+    }
+
+    /// The row of the nodes among which its homes move.
+    pub(super) fn sharing(self) -> Option<&'static str> {
+        match self {
+            Kind::Local => None,
+            Kind::Mirror => Some("episode/mirroring"),
+            Kind::Shared => Some("episode/sharing"),
+        }
+    }
+}
+
 /// Who keeps which home, by number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct HomesRow {
     pub(super) nodes: Vec<NodeId>,
 }
 
-/// The nodes that reach the shared store.
+/// The nodes among which homes move.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SharingRow {
     pub(super) nodes: BTreeSet<NodeId>,
@@ -50,8 +92,8 @@ pub(super) struct ProgramRow {
     /// The version that new instances run.
     pub(super) current: u32,
     pub(super) is_pipelined: bool,
-    /// Whether its instances are in the shared store; never changes.
-    pub(super) is_shared: bool,
+    /// Where its instances are; never changes.
+    pub(super) store: Kind,
     pub(super) versions: BTreeMap<u32, VersionRow>,
 }
 
@@ -104,7 +146,7 @@ impl ProgramRow {
             name: self.name.clone(),
             current: self.current,
             mode: mode_word(mode(self.is_pipelined)).to_owned(),
-            store: store_word(self.is_shared).to_owned(),
+            store: self.store.word().to_owned(),
             versions: versions.collect(),
             unaware: Vec::new(),
         }
@@ -159,11 +201,6 @@ pub(super) fn mode_word(mode: Mode) -> &'static str {
         Mode::Strict => "strict",
         Mode::Pipelined => "pipelined",
     }
-}
-
-/// The word of a store.
-pub(super) fn store_word(is_shared: bool) -> &'static str {
-    if is_shared { "shared" } else { "local" }
 }
 
 #[cfg(test)]

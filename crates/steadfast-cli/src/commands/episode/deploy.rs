@@ -16,7 +16,7 @@ use crate::output::table;
 /// New instances run the version that was deployed last; older ones go on with the one that they began with.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  steadfast episode deploy\n  steadfast episode deploy order --wasm order.wasm\n  steadfast episode deploy payment --http http://127.0.0.1:8080/payment --mode pipelined\n  steadfast episode deploy stock --store shared --http http://127.0.0.1:8080/stock\n  steadfast episode deploy shipment --version 2 --command python3 /srv/shipment.py --verbose"
+    after_help = "Examples:\n  steadfast episode deploy\n  steadfast episode deploy order --wasm order.wasm\n  steadfast episode deploy payment --http http://127.0.0.1:8080/payment --mode pipelined\n  steadfast episode deploy stock --store mirror --http http://127.0.0.1:8080/stock\n  steadfast episode deploy shipment --version 2 --command python3 /srv/shipment.py --verbose"
 )]
 pub(super) struct Args {
     /// What the program is called: the part of its instances' names before the slash
@@ -37,8 +37,8 @@ pub(super) struct Args {
     /// acknowledged [default: as it was; strict for a new program]
     #[arg(long, value_name = "MODE", requires = "name")]
     mode: Option<String>,
-    /// Where its instances are kept: local, on the disk of one node each, or shared, in the store that all nodes reach; stays
-    /// so for ever [default: as it was; local for a new program]
+    /// Where its instances are kept: local, on the disk of one node each, mirror, on the disks of two, or shared, in the
+    /// database that all nodes reach; with both of these others go on when a node is lost; stays so for ever [default: as it was; local for a new program]
     #[arg(long, value_name = "STORE", requires = "name")]
     store: Option<String>,
 }

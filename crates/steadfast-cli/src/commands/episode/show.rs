@@ -28,7 +28,11 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
 fn page(instance: &Instance) -> String {
     let row = &instance.row;
-    let place = if instance.store == "shared" { "in the shared store, now on" } else { "on" };
+    let place = match instance.store.as_str() {
+        "shared" => "in the shared store, now on",
+        "mirror" => "mirrored, now on",
+        _ => "on",
+    };
     let mut lines = vec![format!(
         "{} {place} {}, version {}, mode {}, after {} episodes: {}",
         row.name, row.node, row.version, instance.mode, row.episode, row.doing

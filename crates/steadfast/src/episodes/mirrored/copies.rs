@@ -104,6 +104,48 @@ pub enum Answer {
     },
 }
 
+/// Bytes that are no question, or no answer, about copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a message about copies of instances can't be read")]
+pub struct Unreadable;
+
+impl Question {
+    /// As it travels.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    /// What [`Question::encode`] wrote.
+    ///
+    /// # Errors
+    /// The bytes are something else.
+    pub fn decode(bytes: &[u8]) -> Result<Question, Unreadable> {
+        whole(bytes)
+    }
+}
+
+impl Answer {
+    /// As it travels.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    /// What [`Answer::encode`] wrote.
+    ///
+    /// # Errors
+    /// The bytes are something else.
+    pub fn decode(bytes: &[u8]) -> Result<Answer, Unreadable> {
+        whole(bytes)
+    }
+}
+
+fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Unreadable> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((read, [])) => Ok(read),
+        Ok(_) | Err(_) => Err(Unreadable),
+    }
+}
+
 /// The copies of one node; clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Copies {
@@ -212,7 +254,8 @@ impl Inner {
             Question::Stage { homes, instances, is_last } => self.stage(&homes, instances, is_last),
             Question::Commit { life, homes, epochs, changes, part, is_last } => {
                 let (parts, mut all) = self.unfinished.remove(&life).filter(|_| part > 0).unwrap_or_default();
-                let is_kept = |(home, generation): &(u32, Generation)| self.changeable(*home, *generation).is_some();
+                let is_kept =
+                    |(home, generation): &(u32, Generation)| self.changeable(*home, *generation).is_some();
                 if parts != part || !homes.iter().all(is_kept) {
                     return Ok(Answer::Fenced);
                 }
@@ -320,7 +363,7 @@ impl Inner {
         let mut writes = Writes::new();
         for (number, generation) in homes {
             let home = self.homes.entry(*number).or_default();
-            home.fence = home.fence.max(generation.number + 1);
+            home.fence = home.fence.max(generation.number.saturating_add(1));
             let key = [&[FENCE][..], &number.to_be_bytes()].concat();
             writes.push((key, Some(home.fence.to_be_bytes().to_vec())));
         }

@@ -16,8 +16,8 @@ use steadfast_proto::exchange::{Blob, Name};
 use steadfast_proto::flaw::{Flaw, is_planted};
 use steadfast_proto::ids::NodeId;
 
-use super::copies::{Answer, Change, Copies, Generation, PART_BYTES, Question};
 use super::MirrorError;
+use super::copies::{Answer, Change, Copies, Generation, PART_BYTES, Question};
 use crate::episodes::StoreError;
 use crate::episodes::store::HOMES;
 
@@ -49,9 +49,8 @@ impl Table {
 
     /// The homes that this keeper keeps with one copy alone.
     pub fn alone(&self, keeper: NodeId) -> usize {
-        let is_alone = |kept: &&Kept| {
-            kept.copies.len() < 2 && kept.keeper.is_some_and(|(node, _)| node == keeper)
-        };
+        let is_alone =
+            |kept: &&Kept| kept.copies.len() < 2 && kept.keeper.is_some_and(|(node, _)| node == keeper);
         self.homes.values().filter(is_alone).count()
     }
 
@@ -95,7 +94,10 @@ pub(super) struct Keeping {
 
 impl std::fmt::Debug for Keeping {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keeping").field("me", &self.me).field("held", &self.held.len()).finish_non_exhaustive()
+        f.debug_struct("Keeping")
+            .field("me", &self.me)
+            .field("held", &self.held.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -141,7 +143,9 @@ impl Keeping {
         let nonce = self.life.wrapping_add(self.attempts);
         let new: BTreeMap<u32, Generation> = taken
             .iter()
-            .map(|one| (one.home, Generation { number: table.generation(one.home).number + 1, nonce }))
+            .map(|one| {
+                (one.home, Generation { number: table.generation(one.home).number.saturating_add(1), nonce })
+            })
             .collect();
         self.stage(&taken, &new).await?;
         for (home, generation) in &new {
@@ -188,7 +192,9 @@ impl Keeping {
             loop {
                 let after = taken.instances.last().map(|(name, _)| name.clone());
                 let page = Question::Read { home, generation: kept.generation, after };
-                let Some(Answer::Page { epoch, instances, is_last }) = self.ask(source, page).await? else { break };
+                let Some(Answer::Page { epoch, instances, is_last }) = self.ask(source, page).await? else {
+                    break;
+                };
                 taken.epoch = epoch;
                 taken.instances.extend(instances);
                 if is_last {
@@ -323,7 +329,8 @@ fn staged(taken: &[Taken], generations: &BTreeMap<u32, Generation>) -> Vec<Quest
     });
     let parts = split(all.collect());
     let last = parts.len().saturating_sub(1);
-    let part = |(number, instances)| Question::Stage { homes: homes.clone(), instances, is_last: number == last };
+    let part =
+        |(number, instances)| Question::Stage { homes: homes.clone(), instances, is_last: number == last };
     parts.into_iter().enumerate().map(part).collect()
 }
 

@@ -18,7 +18,7 @@ use steadfast_proto::exchange::{Blob, Name};
 use steadfast_proto::ids::NodeId;
 use tokio::runtime::Handle;
 
-pub use self::copies::{Answer, Change, Copies, Generation, Question};
+pub use self::copies::{Answer, Change, Copies, Generation, Question, Unreadable};
 pub use self::keeping::{Cluster, Kept, Table};
 use self::keeping::{Keeping, number};
 use super::store::HOMES;

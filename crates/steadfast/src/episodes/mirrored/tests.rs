@@ -61,9 +61,11 @@ impl Link {
 /// Lets others go on.
 async fn pause() {
     let mut is_over = false;
-    std::future::poll_fn(|_| {
-        if std::mem::replace(&mut is_over, true) { Poll::Ready(()) } else { Poll::Pending }
-    })
+    std::future::poll_fn(
+        |_| {
+            if std::mem::replace(&mut is_over, true) { Poll::Ready(()) } else { Poll::Pending }
+        },
+    )
     .await;
 }
 
@@ -348,7 +350,8 @@ impl World {
         }
         let mut keeping = Some(self.open(node));
         for _ in 0..10 {
-            let (known, mut own) = (self.known.entry(node).or_default(), keeping.take().expect("it is there"));
+            let (known, mut own) =
+                (self.known.entry(node).or_default(), keeping.take().expect("it is there"));
             let homes: BTreeSet<u32> = (0..HOMES).filter(|home| !known.contains_key(home)).collect();
             if homes.is_empty() {
                 return Ok(());
