@@ -267,7 +267,11 @@ pub fn store(kind: &str, count: u64, folder: &Path) -> anyhow::Result<()> {
         Deployment { program: Program::default(), runners: [(1, Runner::Here(Arc::new(run)))].into() };
     let life = Incarnation(std::time::UNIX_EPOCH.elapsed()?.as_secs());
     let parts = Parts { me: NodeId(1), settings: Settings::default(), carrier: Box::new(Nowhere), life };
-    let known = Known { homes: vec![NodeId(1)], programs: [("waiter".into(), deployment)].into() };
+    let known = Known {
+        homes: vec![NodeId(1)],
+        programs: [("waiter".into(), deployment)].into(),
+        ..Known::default()
+    };
     let keeper = Keeper::start(Embedded::open(folder, 7)?, parts, known)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     if is_new {

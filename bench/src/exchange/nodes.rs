@@ -119,7 +119,8 @@ impl Pair {
             let reader = stream.try_clone()?;
             let carrier = Box::new(Wire { stream, buffer: Vec::new() });
             let parts = Parts { me, settings: Settings::default(), carrier, life };
-            let known = Known { homes: NODES.to_vec(), programs: programs(mode, &runner) };
+            let known =
+                Known { homes: NODES.to_vec(), programs: programs(mode, &runner), ..Known::default() };
             let folder = folder.join(name);
             // Each node starts by itself; none waits for the other.
             let open = std::thread::spawn(move || -> Result<Keeper, KeeperError> {
