@@ -72,8 +72,13 @@ impl Room {
             lives += 1;
             let why = match self.open_moving(kind, lives).await {
                 Ok(keeper) => {
-                    (pause, away_since) = (PAUSE_MIN, None);
-                    self.serve_moving(kind, &keeper).await
+                    let opened = Instant::now();
+                    let why = self.serve_moving(kind, &keeper).await;
+                    // One that fails as soon as it has homes leaves them to others, however often it can be opened.
+                    if opened.elapsed() > WITHDRAW {
+                        (pause, away_since) = (PAUSE_MIN, None);
+                    }
+                    why
                 }
                 Err(error) => error,
             };
