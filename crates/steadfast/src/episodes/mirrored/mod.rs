@@ -2,8 +2,8 @@
 //!
 //! Nothing leaves a keeper before both have what it rests on. When a node is lost, those that keep its homes from then on have
 //! them from the other one. What two nodes do that both believe that they keep a home, and how homes move, is decided by
-//! [`keeping`]; [`copies`] is what each node holds. A call that fails is the last one: the next [`Mirrored`] takes the homes of this
-//! one over, with another holder if there is a better one. Read next: [`keeping`], then [`super::keeper`].
+//! `keeping`; `copies` is what each node holds. A call that fails is the last one: the next [`Mirrored`] takes the homes of this
+//! one over, with another holder if there is a better one. Read next: `keeping`, then [`super::keeper`].
 
 mod copies;
 mod keeping;
