@@ -388,6 +388,14 @@ async fn the_end_of_a_process_is_told_with_how_it_ended() {
     node.quiet().await;
 }
 
+/// Waits until a process has its own name, not still that of who made it: a parent goes on before that, and who is killed in
+/// between was never of the command.
+async fn named(pid: i64) {
+    while !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("steadfast") {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Programs of one command begin and end in several ways.
 async fn ends_of_a_command() {
     let folder = tempfile::tempdir().unwrap();
@@ -396,6 +404,7 @@ async fn ends_of_a_command() {
     let program = folder.path().join(&name);
     fs::copy("/bin/sleep", &program).unwrap();
     let mut early = Process::start(&program, &["1000"]);
+    named(early.0.id().into()).await;
     let mut node = Node::new();
     let ends = node.activate("process.exit", &[("command", &name)]);
     early.0.kill().unwrap();
@@ -408,10 +417,7 @@ async fn ends_of_a_command() {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(outer.stderr.take().unwrap()), &mut line)
         .unwrap();
     let pid: i64 = line.trim().parse().unwrap();
-    // Its name has to be its own, not still the shell's.
-    while !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("steadfast") {
-        tokio::task::yield_now().await;
-    }
+    named(pid).await;
     if env::var_os(INSIDE).is_some() {
         // Where nothing is announced it has to be looked at while it runs.
         let seen = async {
@@ -423,6 +429,7 @@ async fn ends_of_a_command() {
     } else {
         // Announcements stand in order: whoever knows of this end knows of the other's beginning.
         let mut later = Process::start(&program, &["1000"]);
+        named(later.0.id().into()).await;
         later.0.kill().unwrap();
         node.event(&ends, "one that was killed at once", |fields| later.has_id(fields)).await;
     }

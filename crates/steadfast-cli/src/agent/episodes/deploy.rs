@@ -283,7 +283,7 @@ mod tests {
         let local = Wanted { store: Some(Kind::Local), ..wanted("http://a/2", None) };
         let refused = local.row(Some(&first)).unwrap_err();
         assert_eq!(refused.code, Code::ProgramTaken);
-        assert!(refused.message.contains("in the shared store"), "{}", refused.message);
+        assert!(refused.message.contains("in the store `shared`"), "{}", refused.message);
     }
 
     #[test]
