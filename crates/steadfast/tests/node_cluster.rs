@@ -7,12 +7,13 @@ mod catalog_common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use catalog_common::{Cluster, eventually};
 use steadfast::catalog::{Catalog, Embedded, RaftNodeId, Txn};
 use steadfast::identity::ClusterKey;
-use steadfast::node::{NodeHandle, Parts, QUESTIONS_MAX, Report, Unanswered, Worker, spawn};
+use steadfast::node::{NodeHandle, Parts, QUESTIONS_MAX, Report, SpawnError, Unanswered, Worker, spawn};
 use steadfast_proto::catalog::{
     CheckpointRef, ClusterRow, ContainerRow, ContainerSpec, ContainerState, Desired, Key, NodeRow,
     Requirements, Restart, Root, View, encode_row,
@@ -100,13 +101,13 @@ struct Nodes {
 }
 
 impl Nodes {
-    async fn start(&self, number: RaftNodeId, incarnation: u64) {
+    fn parts(&self, number: RaftNodeId, incarnation: u64) -> Parts {
         let id = NodeId(u128::from(number));
         let catalog = self.cluster.member(number);
         let worker = Bookkeeper { node: id, books: Arc::clone(&self.books), catalog: catalog.clone() };
         let mut salt = [0; 16];
         salt[0] = u8::try_from(number * 16 + incarnation).unwrap();
-        let handle = spawn(Parts {
+        Parts {
             settings: Settings {
                 id,
                 incarnation: Incarnation(incarnation),
@@ -126,8 +127,13 @@ impl Nodes {
             worker: Arc::new(worker),
             runtime: tokio::runtime::Handle::current(),
             watch: None,
-        })
-        .unwrap();
+        }
+    }
+
+    fn start(&self, number: RaftNodeId, incarnation: u64) {
+        let parts = self.parts(number, incarnation);
+        let id = parts.settings.id;
+        let handle = spawn(parts).unwrap();
         handle.memory(1 << 30, BTreeSet::new());
         handle.adopted_all();
         self.books.lock().unwrap().handles.insert(id, handle);
@@ -157,14 +163,16 @@ impl Nodes {
     }
 }
 
-fn free_address() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// One that nobody else takes: no other process uses the part of the loopback network that is named by this one's id.
+fn own_address() -> SocketAddr {
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(4_000);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, high | 128, middle, low], NEXT_PORT.fetch_add(1, Ordering::Relaxed)))
 }
 
 async fn founded() -> Nodes {
     let cluster = Cluster::of(3).await;
-    let addresses: BTreeMap<RaftNodeId, SocketAddr> =
-        (1..=3).map(|number| (number, free_address())).collect();
+    let addresses: BTreeMap<RaftNodeId, SocketAddr> = (1..=3).map(|number| (number, own_address())).collect();
     let nodes = Nodes { cluster, key: ClusterKey::generate(1), addresses, books: Arc::default() };
     let catalog = nodes.cluster.leader().await;
     let settings = ClusterRow { id: CLUSTER, name: "test".into(), lease_ms: 1_000, created_unix_ms: 0 };
@@ -187,7 +195,7 @@ async fn founded() -> Nodes {
         catalog.txn(put(Key::Node(row.id), encode_row(&row).unwrap())).await.unwrap();
     }
     for number in 1..=3 {
-        nodes.start(number, 1).await;
+        nodes.start(number, 1);
     }
     nodes
 }
@@ -260,7 +268,7 @@ async fn a_lost_nodes_container_goes_on_elsewhere_and_the_node_comes_back() {
         .await;
 
     nodes.cluster.start(3).await;
-    nodes.start(3, 2).await;
+    nodes.start(3, 2);
     nodes.wait_members(1, &[1, 2, 3]).await;
     nodes.wait_row(3, "the returned node sees that it runs elsewhere", |row| row.owner != NodeId(3)).await;
 }
@@ -283,4 +291,13 @@ async fn a_flood_of_questions_is_answered_or_refused_and_the_node_goes_on() {
     assert!(answers.iter().all(|answer| answer.is_ok() || is_refused(answer)));
     assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= QUESTIONS_MAX);
     nodes.wait_members(1, &[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_told() {
+    let nodes = founded().await;
+    let taken = UdpSocket::bind(own_address()).unwrap();
+    let mut parts = nodes.parts(1, 2);
+    parts.addresses = vec![("front".into(), taken.local_addr().unwrap())];
+    assert!(matches!(spawn(parts), Err(SpawnError::Bind(_))));
 }

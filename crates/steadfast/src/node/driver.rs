@@ -101,16 +101,24 @@ pub(super) fn start(
     parts.settings.networks = network_ids(parts.addresses.len());
     let bound: Vec<_> =
         parts.settings.networks.iter().copied().zip(parts.addresses.iter().map(|(_, at)| *at)).collect();
-    let guard = runtime.enter();
-    let (sender, receiver) = datagram::bind(&bound)?;
+    let opened = {
+        let _inside = runtime.enter();
+        datagram::bind(&bound).map(|sockets| (sockets, witness::open_carrier(&bound)))
+    };
+    let ((sender, receiver), carrier) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            // The caller may run in another runtime, where none may be waited for.
+            runtime.shutdown_background();
+            return Err(error.into());
+        }
+    };
     let newest =
         parts.keys.iter().max_by_key(|key| key.epoch).expect("a member holds at least one cluster key");
     let sealing = newest.clone();
     let sealer =
         Sealer::new(parts.cluster, newest, parts.settings.id, parts.settings.incarnation, parts.boot_salt);
     let opener = Opener::new(parts.cluster, &parts.keys);
-    let carrier = witness::open_carrier(&bound);
-    drop(guard);
     let settings = &parts.settings;
     let witness =
         Witness::new(parts.runtime.clone(), parts.watch.as_ref(), settings.incarnation, settings.boot);
