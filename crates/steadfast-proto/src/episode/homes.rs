@@ -94,13 +94,12 @@ impl Episodes {
     }
 
     pub(super) fn place(&self, name: &Name) -> Place {
-        if name.is_outside() {
-            return Place::Elsewhere(Destination::Outside(name.clone()));
-        }
-        if name.is_effect() {
-            return Place::Effect;
-        }
-        if let Some(apart) = self.apart.iter().find(|apart| apart.programs.contains(name.program())) {
+        let program = match name.program() {
+            Name::OUTSIDE => return Place::Elsewhere(Destination::Outside(name.clone())),
+            Name::EFFECT => return Place::Effect,
+            program => program,
+        };
+        if let Some(apart) = self.apart.iter().find(|apart| apart.programs.contains(program)) {
             let keeper = apart.homes.get(home_of(name, apart.homes.len()));
             return keeper.map_or(Place::Nowhere, |node| Place::Elsewhere(Destination::Node(*node)));
         }

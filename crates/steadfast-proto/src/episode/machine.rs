@@ -194,7 +194,8 @@ pub struct Episodes {
     pub(super) me: NodeId,
     pub(super) last_epoch: u64,
     pub(super) last_run: u64,
-    pub(super) instances: BTreeMap<Name, Instance>,
+    /// Boxed, so that the names that are gone over to find one lie close together.
+    pub(super) instances: BTreeMap<Name, Box<Instance>>,
     pub(super) programs: BTreeMap<Text, Program>,
     pub(super) homes: Vec<NodeId>,
     /// The homes that this node may write, where nodes share the store.
@@ -234,7 +235,7 @@ impl Episodes {
     /// Takes an instance from a store, before the records that followed it are replayed.
     pub fn restore(&mut self, instance: Instance) {
         self.last_epoch = self.last_epoch.max(instance.epoch);
-        self.instances.insert(instance.name.clone(), instance);
+        self.instances.insert(instance.name.clone(), Box::new(instance));
     }
 
     /// Takes a record from a log. [`Input::Recovered`] follows the last one.
@@ -244,12 +245,12 @@ impl Episodes {
 
     /// One instance.
     pub fn instance(&self, name: &Name) -> Option<&Instance> {
-        self.instances.get(name)
+        self.instances.get(name).map(Box::as_ref)
     }
 
     /// All, by name.
     pub fn instances(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.values()
+        self.instances.values().map(Box::as_ref)
     }
 
     /// What was not as it should be.
@@ -271,7 +272,7 @@ impl Episodes {
     fn apply(&mut self, record: &Record) {
         if let Some(instance) = Instance::begin(record) {
             self.last_epoch = self.last_epoch.max(instance.epoch);
-            self.instances.insert(instance.name.clone(), instance);
+            self.instances.insert(instance.name.clone(), Box::new(instance));
         } else if let Record::Retired { name } = record {
             self.instances.remove(name);
         } else if let Some(instance) = self.instances.get_mut(record.name()) {

@@ -139,7 +139,7 @@ impl Episodes {
                     out,
                 );
                 self.wake(&name);
-                self.instances.get(&name).map_or(0, super::Instance::last_request)
+                self.instance(&name).map_or(0, super::Instance::last_request)
             }
         };
         if !wait {

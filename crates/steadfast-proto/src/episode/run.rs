@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::machine::Timer;
 use super::{
-    Answer, Batch, Episodes, Event, EventId, Failure, Mode, Next, Outcome, Outgoing, RECORD_BYTES_MAX,
-    Record, Sent, Status, Stopped, Task, Wait,
+    Answer, Batch, Episodes, Event, EventId, Failure, Instance, Mode, Next, Outcome, Outgoing,
+    RECORD_BYTES_MAX, Record, Sent, Status, Stopped, Task, Wait,
 };
 use crate::exchange::{Blob, Letter, Name, Outbox, Text};
 use crate::time::Time;
@@ -27,15 +27,14 @@ impl Episodes {
         if instance.cancel && !instance.handles_cancel() {
             return self.cancelled(now, name, out);
         }
-        if instance.live.run.is_none() && self.is_ready(now, name) {
+        if instance.live.run.is_none() && self.is_ready(now, instance) {
             self.begin_episode(now, name, out);
         }
         self.arm_wake(now, name);
     }
 
     /// Whether nothing but a matching event is missing.
-    fn is_ready(&self, now: Time, name: &Name) -> bool {
-        let Some(instance) = self.instances.get(name) else { return false };
+    fn is_ready(&self, now: Time, instance: &Instance) -> bool {
         let is_stopped = match &instance.stopped {
             None => false,
             Some(Stopped::Failing { until: Some(until), .. }) => *until > now,
@@ -45,7 +44,10 @@ impl Episodes {
         let has_room = instance.mode == Mode::Strict
             || instance.unconfirmed == 0
             || instance.outboxes.values().all(|outbox| outbox.room() >= self.settings.messages_max as u64);
-        !is_stopped && instance.may_begin() && has_room && self.can_run(name.program(), instance.version)
+        !is_stopped
+            && instance.may_begin()
+            && has_room
+            && self.can_run(instance.name.program(), instance.version)
     }
 
     fn begin_episode(&mut self, now: Time, name: &Name, out: &mut Batch) {
@@ -67,7 +69,7 @@ impl Episodes {
 
     /// The next time at which something may happen by itself.
     fn arm_wake(&mut self, now: Time, name: &Name) {
-        let Some(instance) = self.instances.get(name) else { return };
+        let Some(instance) = self.instances.get_mut(name) else { return };
         let due = match &instance.stopped {
             Some(Stopped::Paused | Stopped::Failing { until: None, .. }) => None,
             Some(Stopped::Failing { until, .. }) => *until,
@@ -75,7 +77,7 @@ impl Episodes {
             None => instance.wait.deadline,
         };
         let due = due.filter(|due| instance.live.run.is_none() && *due > now);
-        let armed = instance.live.wait_due;
+        let armed = std::mem::replace(&mut instance.live.wait_due, due);
         if armed == due {
             return;
         }
@@ -84,9 +86,6 @@ impl Episodes {
         }
         if let Some(due) = due {
             self.arm(due, Timer::Wake(name.clone()));
-        }
-        if let Some(instance) = self.instances.get_mut(name) {
-            instance.live.wait_due = due;
         }
     }
 

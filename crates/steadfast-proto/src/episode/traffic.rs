@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::{Place, Timer};
-use super::{Batch, EffectResult, Episodes, Instance, Record};
+use super::{Batch, EffectResult, Episodes, Record, Settings};
 use crate::exchange::{Arrival, Blob, Inbound, Letter, Message, Name, Outbox, Phase, Refusal, Span, Stream};
 use crate::flaw::{Flaw, is_planted};
 use crate::time::Time;
@@ -149,11 +149,13 @@ impl Episodes {
 
     /// Whether all that is left of a stream is that its receiver still has a mark.
     fn is_closing(&self, stream: &Stream) -> bool {
-        let is_over = |instance: &Instance| !instance.is_active();
-        self.outbox(stream).is_some_and(Outbox::is_empty)
-            && self.instances.get(&stream.from).is_some_and(is_over)
-            && !stream.to.is_effect()
-            && !stream.to.is_outside()
+        self.instances.get(&stream.from).is_some_and(|instance| {
+            !instance.is_active()
+                && instance.epoch == stream.epoch
+                && instance.outboxes.get(&stream.to).is_some_and(Outbox::is_empty)
+                && !stream.to.is_effect()
+                && !stream.to.is_outside()
+        })
     }
 
     /// R2, R2'.
@@ -462,7 +464,7 @@ impl Episodes {
         if to.is_effect() {
             self.forget_effects(from, to, out);
         }
-        if now >= flow.since + self.interval(from, flow.attempts) {
+        if now >= flow.since + interval(&self.settings, from, flow.attempts) {
             self.send_again(now, from, to, out);
         } else {
             self.arm_flow(from, to);
@@ -470,36 +472,20 @@ impl Episodes {
     }
 
     pub(super) fn arm_flow(&mut self, from: &Name, to: &Name) {
-        let Some(outbox) = self.instances.get(from).and_then(|instance| instance.outboxes.get(to)) else {
-            return;
-        };
-        let flow = outbox.flow;
+        let outbox = self.instances.get_mut(from).and_then(|instance| instance.outboxes.get_mut(to));
+        let Some(outbox) = outbox else { return };
         let give_up = outbox.entries().filter_map(|(_, entry)| entry.give_up).min();
-        let again = flow.since + self.interval(from, flow.attempts);
+        let flow = &mut outbox.flow;
+        let again = flow.since + interval(&self.settings, from, flow.attempts);
         let due = give_up.map_or(again, |time| time.min(again));
         if flow.due.is_some_and(|armed| armed <= due) {
             return;
         }
         let timer = Timer::Flow { from: from.clone(), to: to.clone() };
-        if let Some(armed) = flow.due {
+        if let Some(armed) = flow.due.replace(due) {
             self.timers.remove(&(armed, timer.clone()));
         }
-        let outbox = self.instances.get_mut(from).and_then(|instance| instance.outboxes.get_mut(to));
-        if let Some(outbox) = outbox {
-            outbox.flow.due = Some(due);
-        }
         self.arm(due, timer);
-    }
-
-    /// The time until the next try, doubled each time, a little different for each instance.
-    fn interval(&self, name: &Name, attempts: u32) -> Duration {
-        let whole = self.settings.rto.saturating_mul(1 << attempts.min(16)).min(self.settings.rto_max);
-        let nanos = u64::try_from(whole.as_nanos()).unwrap_or(u64::MAX);
-        let chance = u64::from(crc32c::crc32c_append(
-            crc32c::crc32c(&self.settings.seed.to_le_bytes()) ^ attempts,
-            name.as_str().as_bytes(),
-        ));
-        whole + Duration::from_nanos(nanos / JITTER * (chance % 1_024) / 1_024)
     }
 
     /// A stream of an instance that has ended, at its end.
@@ -521,4 +507,15 @@ impl Episodes {
         let correlation = Some(about.as_str().into());
         Letter { kind: kind.into(), correlation, payload, begins: false }
     }
+}
+
+/// The time until the next try, doubled each time, a little different for each instance.
+fn interval(settings: &Settings, name: &Name, attempts: u32) -> Duration {
+    let whole = settings.rto.saturating_mul(1 << attempts.min(16)).min(settings.rto_max);
+    let nanos = u64::try_from(whole.as_nanos()).unwrap_or(u64::MAX);
+    let chance = u64::from(crc32c::crc32c_append(
+        crc32c::crc32c(&settings.seed.to_le_bytes()) ^ attempts,
+        name.as_str().as_bytes(),
+    ));
+    whole + Duration::from_nanos(nanos / JITTER * (chance % 1_024) / 1_024)
 }

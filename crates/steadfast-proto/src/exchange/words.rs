@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smol_str::SmolStr;
 
 /// The longest [`Text`], in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
@@ -17,9 +18,10 @@ const PROGRAM_BYTES_MAX: usize = 63;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blob(Arc<[u8]>);
 
-/// A short text: a kind, a correlation, a reason.
+/// A short text: a kind, a correlation, a reason. Of up to 23 bytes it is kept in place: names are compared at every step of an
+/// exchange, and most are as short.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Text(Arc<str>);
+pub struct Text(SmolStr);
 
 /// What an instance is called in the whole cluster: `PROGRAM/KEY`.
 ///
