@@ -281,8 +281,8 @@ struct State {
     /// Since when something is recorded that is not durable.
     dirty_since: Option<Time>,
     is_at_rest: bool,
-    /// When a shared store was last heard of.
-    heard_at: Time,
+    /// When the store was last told that nothing happens, or, a shared one, asked whether all is as it should be.
+    rested_at: Time,
     /// Since when homes are missing, and when they are sought again.
     seeking: Option<(Time, Time)>,
     clock: Clock,
@@ -321,7 +321,7 @@ impl State {
             store,
             dirty_since: None,
             is_at_rest: false,
-            heard_at: now,
+            rested_at: now,
             seeking: None,
             clock,
             next_token: 1,
@@ -365,15 +365,16 @@ impl State {
             } else if self.dirty_since.is_none() && self.may_rest(is_idle) {
                 self.store.rest()?;
                 self.is_at_rest = true;
-                self.heard_at = self.clock.now();
+                self.rested_at = self.clock.now();
             }
         }
     }
 
-    /// Whether the store is to be told that nothing happens. A shared one is asked all the time: it may have gone.
+    /// Whether the store is to be told that nothing happens. A shared one is asked all the time, however much is committed: it may
+    /// have gone, or another node is to have the copies.
     fn may_rest(&self, is_idle: bool) -> bool {
         if self.store.is_shared() {
-            return self.clock.now().since(self.heard_at) >= IDLE;
+            return self.clock.now().since(self.rested_at) >= IDLE;
         }
         is_idle && !self.is_at_rest
     }
@@ -615,7 +616,6 @@ impl State {
         self.store.commit(&self.episodes)?;
         self.keeper.commits.fetch_add(1, Ordering::Relaxed);
         self.dirty_since = None;
-        self.heard_at = self.clock.now();
         Ok(())
     }
 

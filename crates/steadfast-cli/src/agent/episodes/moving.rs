@@ -88,6 +88,7 @@ impl Room {
             {
                 tracing::info!(kind = kind.word(), %why, "the keeper of instances reads again what is its own");
                 *self.standing(kind) = Standing::Idle;
+                tokio::time::sleep(PAUSE_MIN).await;
                 continue;
             }
             if away_since.is_none() && !self.inner.is_ending.load(Ordering::Relaxed) {

@@ -226,6 +226,18 @@ impl Copies {
         inner.write(writes, false)
     }
 
+    /// Forgets copies that the table never named.
+    pub(super) fn forget(&self, generations: &BTreeMap<u32, Generation>) -> Result<(), IndexError> {
+        let mut inner = self.inner();
+        let mut writes = Writes::new();
+        for (number, generation) in generations {
+            if let Some(home) = inner.homes.get_mut(number) {
+                home.forget(*number, |one| one == generation, &mut writes);
+            }
+        }
+        inner.write(writes, false)
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -38,7 +38,7 @@ pub struct Kept {
 /// What the catalog says of all homes, by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    homes: BTreeMap<u32, Kept>,
+    pub(super) homes: BTreeMap<u32, Kept>,
 }
 
 impl Table {
@@ -113,7 +113,7 @@ impl Keeping {
         homes: &BTreeSet<u32>,
         living: &BTreeSet<NodeId>,
     ) -> Result<Vec<Taken>, StoreError> {
-        let (mut table, mut version) = self.cluster.table().await?;
+        let (mut table, version) = self.cluster.table().await?;
         let own = (self.me, self.life);
         // What joins homes that were taken away would be deposed apart from them, perhaps with other copies.
         if table.of(own) != self.held.iter().map(|(home, one)| (*home, *one)).collect::<Vec<_>>() {
@@ -124,12 +124,7 @@ impl Keeping {
         let before = homes.iter().filter_map(|home| keeper_of(&table, home)).filter(may_go);
         let before: BTreeSet<(NodeId, u64)> = before.filter(|keeper| *keeper != own).collect();
         for keeper in before {
-            if self.depose(&mut table, keeper).await? {
-                let Some(next) = self.cluster.swap(version, table.clone()).await? else {
-                    return Ok(Vec::new());
-                };
-                version = next;
-            }
+            self.depose(&mut table, keeper).await?;
         }
         let mut taken = Vec::new();
         for home in homes.iter().filter(|home| keeper_of(&table, home).is_none()) {
@@ -147,26 +142,31 @@ impl Keeping {
                 (one.home, Generation { number: table.generation(one.home).number.saturating_add(1), nonce })
             })
             .collect();
-        self.stage(&taken, &new).await?;
+        if let Err(error) = self.stage(&taken, &new).await {
+            self.copies.forget(&new)?;
+            return Err(error);
+        }
         for (home, generation) in &new {
             let copies = std::iter::once(self.me).chain(self.holder).collect();
             table.homes.insert(*home, Kept { generation: *generation, keeper: Some(own), copies });
         }
+        // In one change with the deposition: until then all copies count, and the loss of any one node loses nothing.
         if self.cluster.swap(version, table).await?.is_none() {
+            self.copies.forget(&new)?;
             return Ok(Vec::new());
         }
         self.held.extend(new);
         Ok(taken)
     }
 
-    /// Has one node's copies of all homes of a keeper fenced, and counts no others. Gives whether there is one that has them all.
-    async fn depose(&self, table: &mut Table, keeper: (NodeId, u64)) -> Result<bool, StoreError> {
+    /// Has one node's copies of all homes of a keeper fenced, and counts no others, if there is one that has them all.
+    async fn depose(&self, table: &mut Table, keeper: (NodeId, u64)) -> Result<(), StoreError> {
         let mut homes = table.of(keeper);
         if is_planted(Flaw::MirrorHomeByHome) {
             homes.truncate(1);
         }
         let Some(kept) = homes.first().and_then(|(home, _)| table.homes.get(home)).cloned() else {
-            return Ok(false);
+            return Ok(());
         };
         for source in self.in_order(&kept.copies) {
             if self.ask(source, Question::Fence { homes: homes.clone() }).await? == Some(Answer::Done) {
@@ -175,11 +175,11 @@ impl Keeping {
                         (kept.keeper, kept.copies) = (None, vec![source]);
                     }
                 }
-                return Ok(true);
+                return Ok(());
             }
         }
         tracing::debug!(keeper = %keeper.0, "nobody who has copies of its homes answers");
-        Ok(false)
+        Ok(())
     }
 
     /// All that is in a home that nobody keeps, unless nobody who has it answers.

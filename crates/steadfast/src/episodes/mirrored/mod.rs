@@ -30,7 +30,7 @@ pub enum MirrorError {
     /// Whether it has the last commit is not known.
     #[error("the other node that holds mirrored instances does not answer: {0}")]
     Holder(String),
-    /// Nothing was changed.
+    /// Who keeps what was not changed.
     #[error("no other node takes copies of mirrored instances")]
     NoHolder,
     /// Everything is committed.

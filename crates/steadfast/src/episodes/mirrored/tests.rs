@@ -405,8 +405,11 @@ fn run(seed: u64) -> Result<(usize, usize), String> {
     }
     world.heal();
     let last = NODES[world.pick(NODES.len())];
-    world.gather(last)?;
-    // Everything is on two nodes now: one of the two is lost for good.
+    let is_alone = world.common().table.homes.values().any(|kept| kept.copies == [last]);
+    if is_alone || world.pick(2) == 0 {
+        world.gather(last)?;
+    }
+    // Everything is on two nodes now: one of the two is lost for good, perhaps in the middle of what is done.
     world.common().copies.insert(last, Copies::default());
     world.common().down.insert(last);
     let next = NODES.into_iter().find(|node| *node != last).expect("there are three");
