@@ -88,6 +88,7 @@ impl Room {
             {
                 tracing::info!(kind = kind.word(), %why, "the keeper of instances reads again what is its own");
                 *self.standing(kind) = Standing::Idle;
+                // One that is overtaken as soon as it reads must not ask without end.
                 tokio::time::sleep(PAUSE_MIN).await;
                 continue;
             }

@@ -409,7 +409,7 @@ fn run(seed: u64) -> Result<(usize, usize), String> {
     if is_alone || world.pick(2) == 0 {
         world.gather(last)?;
     }
-    // Everything is on two nodes now: one of the two is lost for good, perhaps in the middle of what is done.
+    // No home is on that node alone: it is lost for good, perhaps in the middle of what is done.
     world.common().copies.insert(last, Copies::default());
     world.common().down.insert(last);
     let next = NODES.into_iter().find(|node| *node != last).expect("there are three");
@@ -427,6 +427,33 @@ fn what_was_acknowledged_is_in_all_homes_whatever_fails() {
     }
     println!("{adopted} homes taken over, {acknowledged} commits acknowledged");
     assert!(adopted > 300_000 && acknowledged > 100_000, "{adopted} {acknowledged}");
+}
+
+#[test]
+fn a_take_over_that_is_broken_off_leaves_all_copies_counting() {
+    for (steps, lost) in (0..40).flat_map(|steps| [(steps, NODES[0]), (steps, NODES[1])]) {
+        let mut world = World::new(0);
+        world.heal();
+        // Node 1 keeps all homes, and node 2 has the other copies.
+        world.common().cut.insert(NODES[2]);
+        world.gather(NODES[0]).expect("nothing fails");
+        let keepers: Vec<_> = world.common().table.homes.values().map(|kept| kept.copies.clone()).collect();
+        assert_eq!(keepers, vec![NODES[..2].to_vec(); HOMES as usize]);
+        world.common().cut.clear();
+        let mut other = world.open(NODES[2]);
+        let mut work: Work<Vec<Taken>> = Box::pin(async move {
+            let adopted = other.adopt(&(0..HOMES).collect(), &BTreeSet::new()).await;
+            (other, adopted)
+        });
+        let is_over = (0..steps).any(|_| poll(&mut work).is_some());
+        drop(work);
+        world.common().copies.insert(lost, Copies::default());
+        world.common().down.insert(lost);
+        let next = if lost == NODES[0] { NODES[1] } else { NODES[0] };
+        world
+            .gather(next)
+            .unwrap_or_else(|wrong| panic!("{lost} lost after {steps} steps ({is_over}): {wrong}"));
+    }
 }
 
 #[test]
