@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::catalog::{NodeRow, View, ViewReason, ViewRecord};
+use crate::catalog::{CheckpointRef, NodeRow, View, ViewReason, ViewRecord};
 use crate::detect::Class;
 use crate::domains;
 use crate::ids::{Incarnation, NodeId, ViewId};
@@ -35,6 +35,12 @@ impl View {
     /// Whether `node` is a member, in whatever incarnation.
     pub fn has(&self, node: NodeId) -> bool {
         self.members.contains_key(&node)
+    }
+
+    /// Whether `node` holds a copy of `checkpoint`, and no other member does.
+    pub fn is_only_holder(&self, node: NodeId, checkpoint: &CheckpointRef) -> bool {
+        let mut others = checkpoint.copies.iter().filter(|holder| **holder != node);
+        checkpoint.copies.contains(&node) && !others.any(|holder| self.has(*holder))
     }
 
     /// The next view, in which `node` is a member in `incarnation`.

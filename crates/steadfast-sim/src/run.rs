@@ -1,10 +1,10 @@
-//! One seed from beginning to end: faults with every checker on, then no faults until all is well again.
+//! One seed from beginning to end: faults with every checker on, then no faults until all is well again, then a member leaves.
 //!
 //! A failure names the seed and the command that repeats it. Must never let a wall clock decide anything.
 
 use std::fmt;
 
-use crate::checkers::{Violation, unsettled};
+use crate::checkers::{Violation, stays, unsettled};
 use crate::scenario::{MS, SECOND};
 use crate::trace::Trace;
 use crate::world::{Counts, World};
@@ -61,6 +61,8 @@ pub fn run(options: Options) -> Outcome {
     let end_of_faults = world.now + world.scenario.safety;
     while world.violation().is_none() && world.next(end_of_faults) {}
     let liveness = if world.violation().is_none() { settle(&mut world) } else { None };
+    let well = world.violation().is_none() && liveness.is_none();
+    let liveness = if well { leave(&mut world) } else { liveness };
     let violation = world.violation().cloned().or(liveness);
     world.counts.simulated_ns = world.now;
     if let Some(violation) = &violation {
@@ -101,4 +103,22 @@ fn settle(world: &mut World) -> Option<Violation> {
             return Some(Violation { invariant: "LIVE-AGAIN", at: world.now, seen });
         }
     }
+}
+
+/// The third phase: a member is told to leave.
+fn leave(world: &mut World) -> Option<Violation> {
+    let node = world.has_one_leave()?;
+    let give_up = world.now + LIVENESS_NS;
+    while stays(world, node) {
+        if world.now >= give_up {
+            let seen = format!("{node:?} was told to leave, and is still a member");
+            return Some(Violation { invariant: "LIVE-LEAVE", at: world.now, seen });
+        }
+        let until = world.now + 100 * MS;
+        while world.violation().is_none() && world.next(until) {}
+        if world.violation().is_some() {
+            return None;
+        }
+    }
+    None
 }

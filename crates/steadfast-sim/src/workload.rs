@@ -68,6 +68,15 @@ impl World {
         }
     }
 
+    /// An operator has a member leave.
+    pub(crate) fn has_one_leave(&mut self) -> Option<NodeId> {
+        let (_, view) = self.catalog.view()?;
+        let members: Vec<NodeId> = view.members.keys().copied().collect();
+        let node = self.random.pick(&members).copied().filter(|_| members.len() > 1)?;
+        self.commit(vec![Change::Drain(node, Some(DrainRow { node, leave: true }))], true);
+        Some(node)
+    }
+
     /// Everything that operators asked of nodes is taken back.
     pub(crate) fn operators_undo(&mut self) {
         let drained: Vec<Change> = self.catalog.drains().map(|row| Change::Drain(row.node, None)).collect();

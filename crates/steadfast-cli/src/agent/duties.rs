@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast::catalog::{Catalog, Txn};
-use steadfast_proto::catalog::{DrainRow, Intent, Key, NodeRow, ProbationRow, View};
+use steadfast_proto::catalog::{ContainerRow, DrainRow, Intent, Key, NodeRow, ProbationRow, View};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::{CandidateStatus, Status};
 use steadfast_proto::probation::{Criterion, Standing};
@@ -67,6 +67,7 @@ impl Agent {
             let message = format!("{} is the only member; a cluster without members is none", node.name);
             return Err(Failure::new(Code::ReplaceRefused, message));
         }
+        check_last_copies(&status, view, &node)?;
         let found: Option<(DrainRow, u64)> = self.rows.get(&Key::Drain(node.id)).await?;
         let version = found.map_or(0, |(_, version)| version);
         self.operate(What::Leave { node: node.id, version }, &node.name).await?;
@@ -127,6 +128,24 @@ pub(super) fn installed(status: &Status) -> Result<&View, Failure> {
         .view
         .as_ref()
         .ok_or_else(|| Failure::new(Code::NoQuorum, "this node has no view yet; is any other node running?"))
+}
+
+/// That no checkpoint is lost with `node` that nobody can take anew.
+fn check_last_copies(status: &Status, view: &View, node: &NodeRow) -> Result<(), Failure> {
+    let is_lost = |row: &&ContainerRow| {
+        !row.is_active() && row.latest.as_ref().is_some_and(|latest| view.is_only_holder(node.id, latest))
+    };
+    match status.containers.values().map(|(_, row)| row).find(is_lost) {
+        Some(row) => {
+            let (name, own) = (&row.spec.name, &node.name);
+            let message = format!(
+                "{own} holds the only copy of the checkpoint of {name}, which does not run; \
+                 `steadfast restore {name}` it, or `steadfast rm {name}`, first"
+            );
+            Err(Failure::new(Code::ReplaceRefused, message))
+        }
+        None => Ok(()),
+    }
 }
 
 pub(super) fn check_pair(status: &Status, view: &View, old: &NodeRow, new: &NodeRow) -> Result<(), Failure> {

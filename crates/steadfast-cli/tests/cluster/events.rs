@@ -77,7 +77,7 @@ impl Drop for Listener {
     }
 }
 
-/// What a [`Follower`] heard: types with the numbers of their sequence.
+/// What a [`Follower`] heard: types, and why there is a gap, with the numbers of their sequence.
 #[derive(Default)]
 struct Heard {
     all: Mutex<Vec<(String, u64)>>,
@@ -122,7 +122,8 @@ impl Follower {
                 let mut events = pin!(client.follow_events(wanted));
                 while let Some(event) = events.next().await {
                     let event = event.unwrap();
-                    let one = (event.short_type().to_owned(), event.sequence.parse().unwrap());
+                    let reason = event.data.get("reason").map(|why| format!(": {why}")).unwrap_or_default();
+                    let one = (format!("{}{reason}", event.short_type()), event.sequence.parse().unwrap());
                     noted.all.lock().unwrap().push(one);
                     noted.more.notify_all();
                 }
@@ -242,6 +243,7 @@ fn ten_thousand_events_a_second_go_through_hand_overs_without_a_hole() {
     let writer = {
         let (folder, heard) = (folder.clone(), Arc::clone(&remote.heard));
         std::thread::spawn(move || {
+            let mut hundred = Instant::now();
             for number in 0..CHANGES {
                 let file = folder.join(format!("file-{}", number / 2));
                 // Each is one event: made, removed, made, removed.
@@ -252,9 +254,9 @@ fn ten_thousand_events_a_second_go_through_hand_overs_without_a_hole() {
                 }
                 if number % 100 == 99 {
                     heard.wait_count(number.saturating_sub(AHEAD_MAX));
-                    heard.pace(
-                        started + Duration::from_secs(1) * u32::try_from(number + 1).unwrap() / PER_SECOND,
-                    );
+                    heard.pace(hundred + Duration::from_secs(100) / PER_SECOND);
+                    // What a busy machine held up is not made up for: that would be more than a topic's rate.
+                    hundred = Instant::now();
                 }
             }
         })

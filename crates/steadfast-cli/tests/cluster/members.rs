@@ -319,3 +319,26 @@ fn a_drained_node_hands_its_program_over_and_takes_it_back_when_it_may() {
     assert_eq!(node(&trial, first.name()).state, "member");
     assert_eq!(trial.counter().name, COUNTER);
 }
+
+#[test]
+fn a_node_leaves_though_there_is_no_other_place_for_its_copies_but_not_with_the_last_one() {
+    let trial = Trial::new();
+    let [owner, holder, other] = trial.bed.hosts() else { panic!("a bed of three") };
+    trial.start_counter(owner.number());
+    // Both others hold a copy: there is no place for a third.
+    assert_eq!(trial.checkpoint().copies.len(), 2);
+    owner.steadfast_text(&["leave", holder.name()]).unwrap();
+    assert_eq!(node(&trial, holder.name()).state, "left");
+    trial.checkpoint();
+
+    owner.steadfast_text(&["stop", COUNTER]).unwrap();
+    let before = views(&trial).len();
+    let error = owner.steadfast_text(&["leave", other.name()]).unwrap_err().to_string();
+    assert!(
+        error.contains("SF-0053") && error.contains(&format!("{} holds the only copy", other.name())),
+        "{error}"
+    );
+    assert_eq!((node(&trial, other.name()).state.as_str(), views(&trial).len()), ("member", before));
+    owner.steadfast_text(&["rm", COUNTER]).unwrap();
+    owner.steadfast_text(&["leave", other.name()]).unwrap();
+}

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Batch, Job, Node, Row};
-use crate::catalog::{CheckpointRef, ContainerRow, ContainerState, Desired, DrainRow, Key};
+use crate::catalog::{CheckpointRef, ContainerRow, ContainerState, Desired, DrainRow, Key, View};
 use crate::ids::{ContainerId, NodeId};
 use crate::placement::{self, Candidate};
 use crate::probation::Finding;
@@ -91,21 +91,38 @@ impl Node {
             .filter(move |latest| latest.copies.contains(&old) && !latest.copies.contains(&new))
     }
 
-    /// Whether a copy of `row`'s latest checkpoint is to go over to another node, which a new checkpoint does.
+    /// Whether a copy of `row`'s latest checkpoint is to go over to another node, which a new checkpoint of its owner does.
     pub(super) fn moves_a_copy(&self, row: &ContainerRow) -> bool {
         let Some(latest) = &row.latest else { return false };
-        let own = self.settings.id;
+        let owner = row.owner;
         let taker = |holder: NodeId| match self.candidates.successor_of(holder) {
-            Some(new) => !latest.copies.contains(&new) && new != own && self.is_taking(new),
+            Some(new) => !latest.copies.contains(&new) && new != owner && self.is_taking(new),
             None => {
                 self.duties.is_draining(holder)
                     && (self.placeable().iter())
-                        .any(|other| other.node != own && !latest.copies.contains(&other.node))
+                        .any(|other| other.node != owner && !latest.copies.contains(&other.node))
             }
         };
-        let leaves_own = self.candidates.successor_of(own);
+        let leaves_owner = self.candidates.successor_of(owner);
         latest.copies.iter().any(|holder| taker(*holder))
-            || leaves_own.is_some_and(|new| !latest.copies.contains(&new) && self.is_taking(new))
+            || leaves_owner.is_some_and(|new| !latest.copies.contains(&new) && self.is_taking(new))
+    }
+
+    /// Whether this node is to stay for its copy of `row`'s latest checkpoint.
+    fn is_held_by_copy(&self, view: &View, row: &ContainerRow) -> bool {
+        let own = self.settings.id;
+        let Some(latest) = row.latest.as_ref().filter(|latest| latest.copies.contains(&own)) else {
+            return false;
+        };
+        match row.state {
+            // Until its owner has put it elsewhere, if there is another place.
+            ContainerState::Running if view.has(row.owner) => self.moves_a_copy(row),
+            // It may be fetched from here.
+            ContainerState::Running | ContainerState::Starting | ContainerState::Recovering => true,
+            ContainerState::Stopped(_) | ContainerState::Failed(_) | ContainerState::Lost(_) => {
+                view.is_only_holder(own, latest)
+            }
+        }
     }
 
     /// The nodes from which copies can be had: the members, and the candidates that copies have been put on.
@@ -246,11 +263,8 @@ impl Node {
             }
         }
         let own = self.settings.id;
-        let holds = self.containers.values().any(|(_, row)| {
-            let kept = row.latest.as_ref().is_some_and(|latest| latest.copies.contains(&own));
-            kept && self.moves_a_copy(row)
-        });
         let Some((revision, view)) = self.view.clone() else { return };
+        let holds = self.containers.values().any(|(_, row)| self.is_held_by_copy(&view, row));
         if leave && all.is_empty() && !holds && view.members.len() > 1 {
             self.propose_view(now, revision, view.leave(own), Vec::new(), Vec::new(), out);
         }

@@ -1,7 +1,7 @@
 //! LIVE-AGAIN: once faults end, every node is a member again and every container is where its row says, running and
-//! not frozen, within a bound.
+//! not frozen, within a bound. LIVE-LEAVE: then a member that is told to leave does.
 //!
-//! This is the second phase of a run. What a container may be instead of running is what its user asked for or what
+//! These are the second and third phase of a run. What a container may be instead of running is what its user asked for or what
 //! was truly lost.
 
 use steadfast_proto::catalog::{ContainerRow, ContainerState, Desired};
@@ -44,6 +44,17 @@ pub(crate) fn unsettled(world: &World) -> Option<String> {
         }
     }
     world.catalog.containers().find_map(|(_, row)| unsettled_container(world, row))
+}
+
+/// Whether `node`, which was told to leave, stays although nothing holds it: no container that runs there, and no
+/// checkpoint that would be lost with it.
+pub(crate) fn stays(world: &World, node: NodeId) -> bool {
+    let Some((_, view)) = world.catalog.view() else { return true };
+    let holds = |row: &ContainerRow| match row.is_active() {
+        true => row.owner == node,
+        false => row.latest.as_ref().is_some_and(|latest| view.is_only_holder(node, latest)),
+    };
+    view.has(node) && !world.catalog.containers().any(|(_, row)| holds(row))
 }
 
 /// What a candidate still lacks, by each other node's word.

@@ -19,7 +19,7 @@ use steadfast_proto::ids::{ContainerId, Digest, Epoch, NodeId, ViewId};
 
 use crate::scenario::Scenario;
 
-pub(crate) use liveness::unsettled;
+pub(crate) use liveness::{stays, unsettled};
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
