@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use steadfast_cli::api::episode_types::{InstanceList, Program};
+use steadfast_cli::api::episode_types::{Instance, InstanceList, Program};
 use steadfast_cli::api::types::Status;
 use steadfast_cli::bed::Host;
 use steadfast_cli::bed::postgresql::Postgresql;
@@ -15,6 +15,23 @@ use super::support::{Trial, builder};
 /// So many that each of three nodes keeps some.
 const ACCOUNTS: u64 = 24;
 const HOPS: u64 = 12;
+
+/// Sends another one a heap of what it can't send in one call between nodes, and counts what came.
+const HEAP: &str = r#"
+import json, sys
+told = json.load(sys.stdin)
+event, state = told["event"], told["state"]
+out = {"wait": {"any": [{"kind": "spill"}, {"kind": "one"}]}, "messages": []}
+if event["kind"] == "start":
+    state = 0
+elif event["kind"] == "spill":
+    out["messages"] = [{"to": event["payload"], "kind": "one", "payload": "x" * (240 << 10)}] * 8
+else:
+    state += 1
+out["state"] = state
+print(json.dumps(out))
+"#;
+const SPILLS: u64 = 9;
 
 /// A cluster whose nodes share a store. The server outlives the agents.
 pub(super) struct Sharing {
@@ -169,6 +186,45 @@ fn a_node_that_is_alone_keeps_mirrored_instances_alone_and_says_so() {
     let pass = ["episode", "send", "account/1", "pass", "{\"amount\": 5, \"hops\": 1}", "--key", "two"];
     trial.wait("it to go on", || alpha.steadfast_text(&pass).ok());
     trial.wait("it to be quiet", || show(alpha, "account/1").is_quiet.then_some(()));
+}
+
+#[test]
+fn a_mirrored_instance_may_be_larger_than_one_call_between_nodes() {
+    let trial = Trial::with(builder());
+    let path = script(&trial, "heap.py", HEAP).display().to_string();
+    let deploy = ["episode", "deploy", "heap", "--store", "mirror", "--command", PYTHON, &path];
+    trial.some_host().steadfast_text(&deploy).unwrap();
+    for name in ["heap/from", "heap/to"] {
+        let start = ["episode", "start", name, "--key", "one"];
+        trial.wait("the instance to begin", || trial.some_host().steadfast_text(&start).ok());
+    }
+    trial.wait("it to wait", || {
+        trial.some_host().steadfast_text(&["episode", "pause", "heap/to"]).ok()?;
+        Some(())
+    });
+    for spill in 0..SPILLS {
+        let key = format!("spill-{spill}");
+        let send = ["episode", "send", "heap/from", "spill", "\"heap/to\"", "--key", &key];
+        trial.wait("it to be taken", || trial.some_host().steadfast_text(&send).ok());
+    }
+    let heap =
+        |host: &Host| host.steadfast_as::<Instance>(&["-o", "json", "episode", "show", "heap/to"]).ok();
+    let keeper = trial.wait("all of it to have come", || {
+        let shown = heap(trial.some_host())?;
+        (shown.row.inbox == 8 * SPILLS).then_some(shown.row.node)
+    });
+    let killed = trial.bed.host_named(&keeper).unwrap();
+    killed.kill_agent().unwrap();
+    let other = trial.bed.hosts().iter().find(|host| host.name() != keeper).unwrap();
+    trial.wait("another one to have all of it", || {
+        let shown = heap(other).filter(|shown| shown.row.node != keeper)?;
+        (shown.row.inbox == 8 * SPILLS).then_some(())
+    });
+    trial.wait("it to go on", || other.steadfast_text(&["episode", "retry", "heap/to"]).ok());
+    trial.wait("it to have consumed each once", || {
+        let shown = heap(other)?;
+        (shown.row.inbox == 0 && shown.state.get() == (8 * SPILLS).to_string()).then_some(())
+    });
 }
 
 #[test]

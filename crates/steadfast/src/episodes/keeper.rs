@@ -29,8 +29,10 @@ use crate::net::datagram;
 
 /// For how long a node that lives is waited for to give a home of a shared store back, before it is taken from it.
 const COURTESY: Duration = Duration::from_secs(2);
-/// How often homes are tried to be taken that another node has not given back.
+/// How soon homes are tried to be taken again that another node has not given back; doubled each time.
 const SEEK: Duration = Duration::from_millis(50);
+/// The longest of these times.
+const SEEK_MAX: Duration = Duration::from_secs(1);
 /// How many inputs make one group at most.
 const GROUP_MAX: usize = 4_096;
 /// How many records make a group, about: while they are made durable, others already work on what the group before said.
@@ -283,12 +285,20 @@ struct State {
     is_at_rest: bool,
     /// When the store was last told that nothing happens, or, a shared one, asked whether all is as it should be.
     rested_at: Time,
-    /// Since when homes are missing, and when they are sought again.
-    seeking: Option<(Time, Time)>,
+    /// How homes are sought that are missing.
+    seeking: Option<Seeking>,
     clock: Clock,
     next_token: u64,
     asked: BTreeMap<u64, (Name, oneshot::Sender<Result<Answer, RequestError>>)>,
     batch: Batch,
+}
+
+/// Since when homes are missing, when they are sought again, and how long it is waited after that.
+#[derive(Clone, Copy)]
+struct Seeking {
+    since: Time,
+    next: Time,
+    pause: Duration,
 }
 
 impl State {
@@ -390,7 +400,7 @@ impl State {
             None if self.is_at_rest && !self.store.is_shared() => Duration::from_secs(3_600),
             None => IDLE,
         };
-        let lazy = self.seeking.map_or(lazy, |(_, next)| lazy.min(next.since(now)));
+        let lazy = self.seeking.map_or(lazy, |seeking| lazy.min(seeking.next.since(now)));
         self.episodes.deadline().map_or(lazy, |deadline| lazy.min(deadline.since(now)))
     }
 
@@ -422,14 +432,17 @@ impl State {
             return Ok(());
         }
         let now = self.clock.now();
-        let (since, next) = self.seeking.unwrap_or((now, now));
+        let Seeking { since, next, pause } =
+            self.seeking.unwrap_or(Seeking { since: now, next: now, pause: SEEK });
         if now < next {
             return Ok(());
         }
         let is_patient = now.since(since) < COURTESY;
         let living = self.episodes.homes().iter().copied().filter(|_| is_patient).collect();
         let Adopted { homes, instances, epoch } = self.store.adopt(&missing, &living)?;
-        self.seeking = Some((since, self.clock.now() + SEEK));
+        // While it asks nodes that don't answer it does nothing else.
+        let longer = if homes.is_empty() { (pause * 2).min(SEEK_MAX) } else { SEEK };
+        self.seeking = Some(Seeking { since, next: self.clock.now() + pause, pause: longer });
         if !homes.is_empty() {
             tracing::debug!(
                 homes = homes.len(),

@@ -5,6 +5,7 @@
 //! nothing about episodes: that is `steadfast::episodes::mirrored`'s.
 
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,17 +16,22 @@ use steadfast::episodes::{IndexError, StoreError};
 use steadfast::net::rpc::{Class, Services};
 use steadfast_proto::catalog::{Key, NodeRow, View, decode_row, encode_row};
 use steadfast_proto::domains::closeness;
+use steadfast_proto::exchange::Blob;
 use steadfast_proto::ids::NodeId;
 
 use super::Room;
 use super::carrier::{keeper_id, node_of};
 use super::moving::sharers;
+use super::parts::{Asked, Said};
 use super::rows::{Kind, MIRRORED};
+use super::salt;
 
 /// The RPC service that answers for this node's copies.
 const SERVICE_COPIES: u8 = 31;
-/// How long a node is asked.
-const ASK_MAX: Duration = Duration::from_secs(10);
+/// How long a node may take to write what it is asked to.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+/// How long it may take to say what it has.
+const READ_MAX: Duration = Duration::from_secs(3);
 /// How soon it is noticed that a node which is asked has left the view.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -33,21 +39,30 @@ impl Room {
     /// Answers other nodes.
     pub(super) fn offer_copies(&self, services: &Services) {
         let room = self.clone();
-        services.register_bulk(SERVICE_COPIES, move |_, body| {
+        services.register(SERVICE_COPIES, move |peer, body| {
             let room = room.clone();
             Box::pin(async move {
                 let asked = tokio::task::spawn_blocking(move || {
-                    let question = Question::decode(&body).map_err(|error| error.to_string())?;
-                    if !room.inner.may_keep {
-                        return Err("this node keeps no instances".to_owned());
-                    }
-                    let answered = room.copies().and_then(|copies| copies.ask(question));
-                    answered.map_err(|error| error.to_string())
+                    room.inner.asking.hear(peer, &body, |question| room.answer(question))
                 });
-                let answer = asked.await.map_err(|_| "the node is shutting down".to_owned())??;
-                Ok(Bytes::from(answer.encode()).into())
+                asked.await.map_err(|_| "the node is shutting down".to_owned())?
             })
         });
+    }
+
+    fn answer(&self, question: &[u8]) -> Result<Vec<u8>, String> {
+        let question = Question::decode(question).map_err(|error| error.to_string())?;
+        if !self.inner.may_keep {
+            return Err("this node keeps no instances".to_owned());
+        }
+        let answered = self.copies().and_then(|copies| copies.ask(question));
+        let answer = answered.inspect_err(|_| self.reopen_copies());
+        answer.map(|answer| answer.encode()).map_err(|error| error.to_string())
+    }
+
+    /// Has the copies be read again when they are needed next: after an error the store takes nothing more.
+    pub(super) fn reopen_copies(&self) {
+        *self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// This node's copies, which are read when they are needed first. Blocks.
@@ -63,10 +78,14 @@ impl Room {
 
     /// Forgets copies that nobody needs any more.
     pub(super) fn tidy_copies(&self) {
-        let copies = self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // While they are being read there is time later.
+        let Ok(copies) = self.inner.copies.try_lock().map(|copies| copies.clone()) else { return };
         let Some((copies, (table, _))) = copies.zip(self.inner.rows.get_stale_at::<Table>(MIRRORED)) else {
             return;
         };
+        if let Some((view, _)) = self.inner.rows.get_stale::<View>(&Key::View) {
+            self.inner.asking.retain(|node| view.has(node));
+        }
         self.inner.runtime.spawn_blocking(move || {
             if let Err(error) = copies.tidy(&table) {
                 tracing::error!(%error, "copies of mirrored instances can't be tidied up");
@@ -86,11 +105,13 @@ impl Room {
 /// The other nodes, and the catalog, as the store of mirrored instances needs them.
 pub(super) struct Others {
     room: Room,
+    /// The number of the next question.
+    asked: AtomicU64,
 }
 
 impl Others {
     pub(super) fn new(room: Room) -> Others {
-        Others { room }
+        Others { room, asked: AtomicU64::new(salt()) }
     }
 
     fn is_member(&self, node: NodeId) -> bool {
@@ -98,24 +119,46 @@ impl Others {
         view.is_none_or(|(view, _)| view.has(node))
     }
 
-    async fn call(&self, node: NodeId, body: Bytes) -> Result<Answer, String> {
-        let call = self.room.inner.peers.call_untraced(node, Class::Events, SERVICE_COPIES, body, ASK_MAX);
+    async fn put(&self, node: NodeId, question: &Question) -> Result<Answer, String> {
+        let max = match question {
+            Question::Stage { .. } | Question::Commit { .. } => WRITE_MAX,
+            Question::Fence { .. } | Question::Read { .. } => READ_MAX,
+        };
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let mut said = Said { bytes: Blob::empty(), is_last: false };
+        for asked in Asked::all(number, &question.encode()) {
+            said = self.call(node, &asked, max).await?;
+        }
+        let mut answer = said.bytes.to_vec();
+        for part in 1.. {
+            if said.is_last {
+                break;
+            }
+            said = self.call(node, &Asked::Rest { question: number, part }, max).await?;
+            answer.extend_from_slice(&said.bytes);
+        }
+        Answer::decode(&answer).map_err(|error| error.to_string())
+    }
+
+    async fn call(&self, node: NodeId, asked: &Asked, max: Duration) -> Result<Said, String> {
+        let body = Bytes::from(encode_row(asked).map_err(|error| error.to_string())?);
+        let call = self.room.inner.peers.call_untraced(node, Class::Events, SERVICE_COPIES, body, max);
         let mut call = std::pin::pin!(call);
-        let answer = loop {
+        let said = loop {
             tokio::select! {
-                answer = &mut call => break answer.map_err(|error| error.to_string())?,
+                said = &mut call => break said.map_err(|error| error.to_string())?,
                 () = tokio::time::sleep(LOOK) => if !self.is_member(node) {
                     return Err(format!("node {node} is not in the view any more"));
                 },
             }
         };
-        Answer::decode(&answer).map_err(|error| error.to_string())
+        decode_row(&said).map_err(|error| error.to_string())
     }
 }
 
 impl Cluster for Others {
     fn ask(&self, node: NodeId, question: Question) -> BoxFuture<'_, Result<Answer, String>> {
-        Box::pin(async move { self.call(node_of(node), question.encode().into()).await })
+        Box::pin(async move { self.put(node_of(node), &question).await })
     }
 
     fn holders(&self) -> Vec<NodeId> {

@@ -12,6 +12,7 @@ mod list;
 mod mirror;
 mod moving;
 mod outside;
+mod parts;
 mod requests;
 mod rows;
 mod runners;
@@ -89,6 +90,8 @@ struct Inner {
     standings: [Mutex<Standing>; 3],
     /// What this node holds of mirrored instances, once it was needed.
     copies: Mutex<Option<Copies>>,
+    /// What other nodes are asking of them.
+    asking: parts::Open,
     /// How shared instances are reached, if this node does.
     shared: Option<SharedStore>,
     /// What all are told; nothing before the catalog was read.
@@ -157,6 +160,7 @@ impl Room {
             may_keep: config.mode == Mode::Agent,
             standings: [const { Mutex::new(Standing::Idle) }; 3],
             copies: Mutex::default(),
+            asking: parts::Open::default(),
             shared: config.episodes.shared.clone().map(|config| SharedStore::new(config, cluster)),
             told: Mutex::default(),
             aware: watch::Sender::new(0),

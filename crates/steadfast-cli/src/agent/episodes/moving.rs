@@ -92,6 +92,9 @@ impl Room {
                 tokio::time::sleep(PAUSE_MIN).await;
                 continue;
             }
+            if matches!(why, KeeperError::Store(StoreError::Index(_))) && kind == Kind::Mirror {
+                self.reopen_copies();
+            }
             if away_since.is_none() && !self.inner.is_ending.load(Ordering::Relaxed) {
                 tracing::warn!(kind = kind.word(), error = %why, "a store of instances can't be used; it is tried again");
             }

@@ -16,10 +16,8 @@ use steadfast_proto::flaw::{Flaw, is_planted};
 use super::keeping::Table;
 use crate::episodes::{Index, IndexError, Lsn};
 
-/// How many bytes of instances one part, or one page, has, about.
+/// How many bytes of instances one part of a copy that is made, or one page, has; one instance may have more.
 pub(super) const PART_BYTES: usize = 2 << 20;
-/// How many keepers may be in the middle of a commit of several parts.
-const UNFINISHED_MAX: usize = 64;
 
 /// One keeping of one home.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,18 +53,12 @@ pub enum Question {
     },
     /// Changes copies; without any change it asks whether they may still be changed.
     Commit {
-        /// Of which keeper.
-        life: u64,
-        /// All copies of that keeper.
+        /// All copies of one keeper.
         homes: Vec<(u32, Generation)>,
         /// Up to where epochs of instances have come.
         epochs: Vec<(u32, u64)>,
         /// What has changed.
         changes: Vec<Change>,
-        /// Which part of the commit it is: 0 for the first.
-        part: u32,
-        /// Whether it is the last one; those before it wait for it.
-        is_last: bool,
     },
     /// Nobody may change these copies any more.
     Fence {
@@ -155,8 +147,6 @@ pub struct Copies {
 #[derive(Debug, Default)]
 struct Inner {
     homes: BTreeMap<u32, Home>,
-    /// The parts of commits that are not complete, by the keeper's life.
-    unfinished: BTreeMap<u64, (u32, Vec<Change>)>,
     /// Where they outlast this process.
     index: Option<Index>,
 }
@@ -183,10 +173,10 @@ const INSTANCE: u8 = b'i';
 type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 impl Copies {
-    /// Those in a folder, or none yet.
+    /// Those in a folder, or none yet; the disk has taken something when they are there.
     ///
     /// # Errors
-    /// What is in the folder can't be used, or is used by another program.
+    /// What is in the folder can't be used, or is used by another program, or nothing can be written there.
     pub fn open(folder: &Path) -> Result<Copies, IndexError> {
         let index = Index::open(folder)?;
         let mut inner = Inner::default();
@@ -198,6 +188,7 @@ impl Copies {
             })?;
         }
         inner.index = Some(index);
+        inner.prove()?;
         Ok(Copies { inner: Arc::new(Mutex::new(inner)) })
     }
 
@@ -264,24 +255,7 @@ impl Inner {
     fn ask(&mut self, question: Question) -> Result<Answer, IndexError> {
         match question {
             Question::Stage { homes, instances, is_last } => self.stage(&homes, instances, is_last),
-            Question::Commit { life, homes, epochs, changes, part, is_last } => {
-                let (parts, mut all) = self.unfinished.remove(&life).filter(|_| part > 0).unwrap_or_default();
-                let is_kept =
-                    |(home, generation): &(u32, Generation)| self.changeable(*home, *generation).is_some();
-                if parts != part || !homes.iter().all(is_kept) {
-                    return Ok(Answer::Fenced);
-                }
-                all.extend(changes);
-                if is_last {
-                    return self.commit(&homes, &epochs, all);
-                }
-                if self.unfinished.len() >= UNFINISHED_MAX {
-                    // Of keepers that ended in the middle; one that did not lacks a part, and is refused.
-                    self.unfinished.clear();
-                }
-                self.unfinished.insert(life, (parts + 1, all));
-                Ok(Answer::Done)
-            }
+            Question::Commit { homes, epochs, changes } => self.commit(&homes, &epochs, changes),
             Question::Fence { homes } => self.fence(&homes),
             Question::Read { home, generation, after } => Ok(self.read(home, generation, after.as_ref())),
         }
@@ -331,7 +305,9 @@ impl Inner {
         changes: Vec<Change>,
     ) -> Result<Answer, IndexError> {
         let generations: BTreeMap<u32, Generation> = homes.iter().copied().collect();
-        if !changes.iter().all(|change| generations.contains_key(&change.home)) {
+        let is_kept = |(home, generation): &(u32, Generation)| self.changeable(*home, *generation).is_some();
+        if !homes.iter().all(is_kept) || !changes.iter().all(|change| generations.contains_key(&change.home))
+        {
             return Ok(Answer::Fenced);
         }
         let (mut writes, has_changes) = (Writes::new(), !changes.is_empty());
@@ -399,15 +375,25 @@ impl Inner {
     }
 
     fn write(&mut self, writes: Writes, is_durable: bool) -> Result<(), IndexError> {
-        let Some(index) = &mut self.index else { return Ok(()) };
         if !writes.is_empty() {
-            let next = Lsn(index.upto().0 + 1);
-            index.save(writes, next)?;
+            self.save(writes)?;
         }
-        if is_durable {
+        if is_durable && let Some(index) = &mut self.index {
             index.settle()?;
         }
         Ok(())
+    }
+
+    /// A batch has a number at least.
+    fn prove(&mut self) -> Result<(), IndexError> {
+        self.save(Writes::new())?;
+        self.write(Writes::new(), true)
+    }
+
+    fn save(&mut self, writes: Writes) -> Result<(), IndexError> {
+        let Some(index) = &mut self.index else { return Ok(()) };
+        let next = Lsn(index.upto().0 + 1);
+        index.save(writes, next)
     }
 
     /// Takes a row of the index, unless it is none.

@@ -245,29 +245,18 @@ impl Keeping {
         if self.held.is_empty() && changes.is_empty() {
             return Ok(());
         }
-        let homes: Vec<(u32, Generation)> = self.held.iter().map(|(home, one)| (*home, *one)).collect();
-        let parts = split(changes);
-        let last = parts.len().saturating_sub(1);
-        for (part, changes) in parts.into_iter().enumerate() {
-            let question = Question::Commit {
-                life: self.life,
-                homes: homes.clone(),
-                epochs: epochs.clone(),
-                changes,
-                part: u32::try_from(part).unwrap_or(u32::MAX),
-                is_last: part == last,
-            };
-            let elsewhere = async {
-                let Some(holder) = self.holder else { return Ok(Answer::Done) };
-                let asked = self.cluster.ask(holder, question.clone()).await;
-                asked.map_err(|why| StoreError::from(MirrorError::Holder(why)))
-            };
-            // The question is on its way to the other node while this one writes.
-            let here = async { Ok::<_, StoreError>(self.copies.ask(question.clone())?) };
-            let (elsewhere, here) = join(elsewhere, here).await;
-            if here? != Answer::Done || elsewhere? != Answer::Done {
-                return Err(StoreError::Fenced);
-            }
+        let homes = self.held.iter().map(|(home, one)| (*home, *one)).collect();
+        let question = Question::Commit { homes, epochs, changes };
+        let elsewhere = async {
+            let Some(holder) = self.holder else { return Ok(Answer::Done) };
+            let asked = self.cluster.ask(holder, question.clone()).await;
+            asked.map_err(|why| StoreError::from(MirrorError::Holder(why)))
+        };
+        // The question is on its way to the other node while this one writes.
+        let here = async { Ok::<_, StoreError>(self.copies.ask(question.clone())?) };
+        let (elsewhere, here) = join(elsewhere, here).await;
+        if here? != Answer::Done || elsewhere? != Answer::Done {
+            return Err(StoreError::Fenced);
         }
         Ok(())
     }
@@ -334,7 +323,7 @@ fn staged(taken: &[Taken], generations: &BTreeMap<u32, Generation>) -> Vec<Quest
     parts.into_iter().enumerate().map(part).collect()
 }
 
-/// Changes in parts that one call carries; at least one part.
+/// Changes in parts, at least one.
 fn split(changes: Vec<Change>) -> Vec<Vec<Change>> {
     let (mut parts, mut bytes) = (vec![Vec::new()], 0);
     for change in changes {

@@ -457,6 +457,30 @@ fn a_take_over_that_is_broken_off_leaves_all_copies_counting() {
 }
 
 #[test]
+fn an_attempt_that_fails_leaves_no_copies_behind() {
+    let mut world = World::new(0);
+    world.heal();
+    world.common().cut.extend([NODES[1], NODES[2]]);
+    let mut alone = world.open(NODES[0]);
+    let generation = Generation { number: 1, nonce: (world.lives << 32) + 1 };
+    let mut work: Work<Vec<Taken>> = Box::pin(async move {
+        let adopted = alone.adopt(&(0..HOMES).collect(), &BTreeSet::new()).await;
+        (alone, adopted)
+    });
+    let (_, adopted) = std::iter::repeat_with(|| poll(&mut work)).flatten().next().expect("it ends");
+    assert!(
+        matches!(adopted, Err(StoreError::Mirror(MirrorError::NoHolder))),
+        "{:?}",
+        adopted.map(|all| all.len())
+    );
+    for home in 0..HOMES {
+        let read = Question::Read { home, generation, after: None };
+        let found = world.common().copies[&NODES[0]].ask(read).expect("there is no disk");
+        assert_eq!(found, Answer::Absent, "home {home}");
+    }
+}
+
+#[test]
 fn planted_bugs_are_seen() {
     for flaw in [Flaw::MirrorNoFence, Flaw::MirrorHomeByHome] {
         plant(Some(flaw));
@@ -476,14 +500,7 @@ fn copies_outlast_their_process() {
         name: Name::parse(text).expect("a name"),
         bytes: bytes.map(Blob::from),
     };
-    let commit = |changes| Question::Commit {
-        life: 1,
-        homes: vec![(5, generation)],
-        epochs: vec![(5, 12)],
-        changes,
-        part: 0,
-        is_last: true,
-    };
+    let commit = |changes| Question::Commit { homes: vec![(5, generation)], epochs: vec![(5, 12)], changes };
     {
         let copies = Copies::open(folder.path()).expect("a folder of its own");
         let instances = vec![change("x/1", Some(b"one")), change("x/2", Some(b"two"))];
