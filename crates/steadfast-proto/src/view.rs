@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::catalog::{CheckpointRef, NodeRow, View, ViewReason, ViewRecord};
+use crate::catalog::{ContainerRow, NodeRow, View, ViewReason, ViewRecord};
 use crate::detect::Class;
 use crate::domains;
 use crate::ids::{Incarnation, NodeId, ViewId};
@@ -37,10 +37,12 @@ impl View {
         self.members.contains_key(&node)
     }
 
-    /// Whether `node` holds a copy of `checkpoint`, and no other member does.
-    pub fn is_only_holder(&self, node: NodeId, checkpoint: &CheckpointRef) -> bool {
-        let mut others = checkpoint.copies.iter().filter(|holder| **holder != node);
-        checkpoint.copies.contains(&node) && !others.any(|holder| self.has(*holder))
+    /// Whether the newest checkpoint of a container that does not run would be lost with `node`: nobody takes another one,
+    /// and no other member holds a copy.
+    pub fn loses_with(&self, node: NodeId, row: &ContainerRow) -> bool {
+        let Some(latest) = row.latest.as_ref().filter(|_| !row.is_active()) else { return false };
+        let mut others = latest.copies.iter().filter(|holder| **holder != node);
+        latest.copies.contains(&node) && !others.any(|holder| self.has(*holder))
     }
 
     /// The next view, in which `node` is a member in `incarnation`.

@@ -89,7 +89,7 @@ impl World {
         self.commit(vec![Change::Container(id, row.map(Box::new))], true);
     }
 
-    fn user_candidates(&self) -> Vec<Candidate> {
+    pub(crate) fn user_candidates(&self) -> Vec<Candidate> {
         let mut owned: BTreeMap<NodeId, usize> = BTreeMap::new();
         for (_, row) in self.catalog.containers().filter(|(_, row)| row.is_active()) {
             *owned.entry(row.owner).or_default() += 1;

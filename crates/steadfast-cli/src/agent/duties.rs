@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast::catalog::{Catalog, Txn};
-use steadfast_proto::catalog::{ContainerRow, DrainRow, Intent, Key, NodeRow, ProbationRow, View};
+use steadfast_proto::catalog::{DrainRow, Intent, Key, NodeRow, ProbationRow, View};
 use steadfast_proto::ids::NodeId;
 use steadfast_proto::node::{CandidateStatus, Status};
 use steadfast_proto::probation::{Criterion, Standing};
@@ -132,20 +132,14 @@ pub(super) fn installed(status: &Status) -> Result<&View, Failure> {
 
 /// That no checkpoint is lost with `node` that nobody can take anew.
 fn check_last_copies(status: &Status, view: &View, node: &NodeRow) -> Result<(), Failure> {
-    let is_lost = |row: &&ContainerRow| {
-        !row.is_active() && row.latest.as_ref().is_some_and(|latest| view.is_only_holder(node.id, latest))
-    };
-    match status.containers.values().map(|(_, row)| row).find(is_lost) {
-        Some(row) => {
-            let (name, own) = (&row.spec.name, &node.name);
-            let message = format!(
-                "{own} holds the only copy of the checkpoint of {name}, which does not run; \
-                 `steadfast restore {name}` it, or `steadfast rm {name}`, first"
-            );
-            Err(Failure::new(Code::ReplaceRefused, message))
-        }
-        None => Ok(()),
-    }
+    let mut rows = status.containers.values().map(|(_, row)| row);
+    let Some(row) = rows.find(|row| view.loses_with(node.id, row)) else { return Ok(()) };
+    let (name, own) = (&row.spec.name, &node.name);
+    let message = format!(
+        "{own} holds the only copy of the checkpoint of {name}, which does not run; \
+         `steadfast restore {name}` it, or `steadfast rm {name}`, first"
+    );
+    Err(Failure::new(Code::ReplaceRefused, message))
 }
 
 pub(super) fn check_pair(status: &Status, view: &View, old: &NodeRow, new: &NodeRow) -> Result<(), Failure> {

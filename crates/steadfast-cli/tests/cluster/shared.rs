@@ -213,6 +213,8 @@ fn a_mirrored_instance_may_be_larger_than_one_call_between_nodes() {
         let shown = heap(trial.some_host())?;
         (shown.row.inbox == 8 * SPILLS).then_some(shown.row.node)
     });
+    // Only what is on two disks is acknowledged.
+    trial.wait("the sender to be quiet", || show(trial.some_host(), "heap/from").is_quiet.then_some(()));
     let killed = trial.bed.host_named(&keeper).unwrap();
     killed.kill_agent().unwrap();
     let other = trial.bed.hosts().iter().find(|host| host.name() != keeper).unwrap();

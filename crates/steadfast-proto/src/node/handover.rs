@@ -111,16 +111,16 @@ impl Node {
     /// Whether this node is to stay for its copy of `row`'s latest checkpoint.
     fn is_held_by_copy(&self, view: &View, row: &ContainerRow) -> bool {
         let own = self.settings.id;
-        let Some(latest) = row.latest.as_ref().filter(|latest| latest.copies.contains(&own)) else {
+        if row.latest.as_ref().is_none_or(|latest| !latest.copies.contains(&own)) {
             return false;
-        };
+        }
         match row.state {
             // Until its owner has put it elsewhere, if there is another place.
             ContainerState::Running if view.has(row.owner) => self.moves_a_copy(row),
             // It may be fetched from here.
             ContainerState::Running | ContainerState::Starting | ContainerState::Recovering => true,
             ContainerState::Stopped(_) | ContainerState::Failed(_) | ContainerState::Lost(_) => {
-                view.is_only_holder(own, latest)
+                view.loses_with(own, row)
             }
         }
     }

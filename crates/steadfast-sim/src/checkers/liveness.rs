@@ -6,6 +6,7 @@
 
 use steadfast_proto::catalog::{ContainerRow, ContainerState, Desired};
 use steadfast_proto::ids::NodeId;
+use steadfast_proto::placement::recover_on;
 use steadfast_proto::probation::Standing;
 
 use crate::shims::State;
@@ -46,14 +47,15 @@ pub(crate) fn unsettled(world: &World) -> Option<String> {
     world.catalog.containers().find_map(|(_, row)| unsettled_container(world, row))
 }
 
-/// Whether `node`, which was told to leave, stays although nothing holds it: no container that runs there, and no
+/// Whether `node`, which was told to leave, stays although nothing holds it: no container that can go nowhere else, and no
 /// checkpoint that would be lost with it.
 pub(crate) fn stays(world: &World, node: NodeId) -> bool {
     let Some((_, view)) = world.catalog.view() else { return true };
-    let holds = |row: &ContainerRow| match row.is_active() {
-        true => row.owner == node,
-        false => row.latest.as_ref().is_some_and(|latest| view.is_only_holder(node, latest)),
-    };
+    let mut others = world.user_candidates();
+    others.retain(|one| one.node != node);
+    let is_bound =
+        |row: &ContainerRow| row.is_active() && row.owner == node && recover_on(row, &others).is_none();
+    let holds = |row: &ContainerRow| is_bound(row) || view.loses_with(node, row);
     view.has(node) && !world.catalog.containers().any(|(_, row)| holds(row))
 }
 

@@ -293,7 +293,7 @@ struct State {
     batch: Batch,
 }
 
-/// Since when homes are missing, when they are sought again, and how long it is waited after that.
+/// Since when homes are missing, when they are sought again, and how long it is waited then if none comes.
 #[derive(Clone, Copy)]
 struct Seeking {
     since: Time,
@@ -441,8 +441,9 @@ impl State {
         let living = self.episodes.homes().iter().copied().filter(|_| is_patient).collect();
         let Adopted { homes, instances, epoch } = self.store.adopt(&missing, &living)?;
         // While it asks nodes that don't answer it does nothing else.
-        let longer = if homes.is_empty() { (pause * 2).min(SEEK_MAX) } else { SEEK };
-        self.seeking = Some(Seeking { since, next: self.clock.now() + pause, pause: longer });
+        let pause = if homes.is_empty() { pause } else { SEEK };
+        let next = self.clock.now() + pause;
+        self.seeking = Some(Seeking { since, next, pause: (pause * 2).min(SEEK_MAX) });
         if !homes.is_empty() {
             tracing::debug!(
                 homes = homes.len(),
