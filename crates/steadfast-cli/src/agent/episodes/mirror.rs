@@ -22,7 +22,7 @@ use steadfast_proto::ids::NodeId;
 use super::Room;
 use super::carrier::{keeper_id, node_of};
 use super::moving::sharers;
-use super::parts::{Asked, Said};
+use super::parts::{Asked, BYTES_MAX, Said};
 use super::rows::{Kind, MIRRORED};
 use super::salt;
 
@@ -56,13 +56,7 @@ impl Room {
             return Err("this node keeps no instances".to_owned());
         }
         let answered = self.copies().and_then(|copies| copies.ask(question));
-        let answer = answered.inspect_err(|_| self.reopen_copies());
-        answer.map(|answer| answer.encode()).map_err(|error| error.to_string())
-    }
-
-    /// Has the copies be read again when they are needed next: after an error the store takes nothing more.
-    pub(super) fn reopen_copies(&self) {
-        *self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        answered.map(|answer| answer.encode()).map_err(|error| error.to_string())
     }
 
     /// This node's copies, which are read when they are needed first. Blocks.
@@ -136,6 +130,9 @@ impl Others {
             }
             said = self.call(node, &Asked::Rest { question: number, part }, max).await?;
             answer.extend_from_slice(&said.bytes);
+            if answer.len() > BYTES_MAX {
+                return Err(format!("an answer of node {node} has more than {BYTES_MAX} bytes"));
+            }
         }
         Answer::decode(&answer).map_err(|error| error.to_string())
     }

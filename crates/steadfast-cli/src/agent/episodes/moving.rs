@@ -92,9 +92,6 @@ impl Room {
                 tokio::time::sleep(PAUSE_MIN).await;
                 continue;
             }
-            if matches!(why, KeeperError::Store(StoreError::Index(_))) && kind == Kind::Mirror {
-                self.reopen_copies();
-            }
             if away_since.is_none() && !self.inner.is_ending.load(Ordering::Relaxed) {
                 tracing::warn!(kind = kind.word(), error = %why, "a store of instances can't be used; it is tried again");
             }
@@ -127,6 +124,8 @@ impl Room {
                 (Kind::Shared, Some(store)) => Keeper::start(store.open(&inner.runtime, me)?, parts, known),
                 (Kind::Mirror, _) => {
                     let copies = room.copies().map_err(StoreError::from)?;
+                    // Who says that it keeps instances has a disk that takes them.
+                    copies.prove().map_err(StoreError::from)?;
                     let cluster = Arc::new(Others::new(room.clone()));
                     let store = Mirrored::new(&inner.runtime, (me, salt()), copies, cluster);
                     Keeper::start(store, parts, known)

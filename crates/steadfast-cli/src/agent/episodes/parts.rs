@@ -13,9 +13,9 @@ use steadfast_proto::exchange::Blob;
 use steadfast_proto::ids::NodeId;
 
 /// How many bytes one part has at most.
-pub(super) const PART_BYTES: usize = 128 << 10;
-/// How many bytes a question has at most.
-const QUESTION_BYTES_MAX: usize = 256 << 20;
+const PART_BYTES: usize = 128 << 10;
+/// How many bytes a question, or an answer, has at most.
+pub(super) const BYTES_MAX: usize = 256 << 20;
 
 /// What is asked in one call.
 #[derive(Debug, Serialize, Deserialize)]
@@ -105,8 +105,8 @@ impl Open {
         if (talk.question, talk.parts) != (question, part) {
             return Err("parts of a question are missing".to_owned());
         }
-        if talk.bytes.len() + bytes.len() > QUESTION_BYTES_MAX {
-            return Err(format!("a question has {QUESTION_BYTES_MAX} bytes at most"));
+        if talk.bytes.len() + bytes.len() > BYTES_MAX {
+            return Err(format!("a question about copies of instances has more than {BYTES_MAX} bytes"));
         }
         talk.bytes.extend_from_slice(bytes);
         talk.parts += 1;

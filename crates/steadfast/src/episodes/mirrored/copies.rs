@@ -6,8 +6,8 @@
 //! taken. It decides nothing about who keeps what: that is [`super::keeping`]'s.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use steadfast_proto::exchange::{Blob, Name};
@@ -147,7 +147,9 @@ pub struct Copies {
 #[derive(Debug, Default)]
 struct Inner {
     homes: BTreeMap<u32, Home>,
-    /// Where they outlast this process.
+    /// The folder where they outlast this process.
+    folder: Option<PathBuf>,
+    /// Nothing while they are kept nowhere, or after an error of the disk.
     index: Option<Index>,
 }
 
@@ -173,31 +175,32 @@ const INSTANCE: u8 = b'i';
 type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 impl Copies {
-    /// Those in a folder, or none yet; the disk has taken something when they are there.
+    /// Those in a folder, or none yet.
     ///
     /// # Errors
-    /// What is in the folder can't be used, or is used by another program, or nothing can be written there.
+    /// What is in the folder can't be used, or is used by another program.
     pub fn open(folder: &Path) -> Result<Copies, IndexError> {
-        let index = Index::open(folder)?;
-        let mut inner = Inner::default();
-        for row in index.load() {
-            let (key, value) = row?;
-            inner.restore(&key, &value).ok_or_else(|| IndexError::Damaged {
-                path: folder.to_owned(),
-                what: "a row is none of a copy".to_owned(),
-            })?;
-        }
-        inner.index = Some(index);
-        inner.prove()?;
-        Ok(Copies { inner: Arc::new(Mutex::new(inner)) })
+        Ok(Copies { inner: Arc::new(Mutex::new(Inner::open(folder)?)) })
+    }
+
+    /// Has the disk take something.
+    ///
+    /// # Errors
+    /// As [`Copies::ask`].
+    pub fn prove(&self) -> Result<(), IndexError> {
+        self.with(|inner| {
+            // A batch has a number at least.
+            inner.save(Writes::new())?;
+            inner.write(Writes::new(), true)
+        })
     }
 
     /// Carries out what is asked.
     ///
     /// # Errors
-    /// It can't be made durable; nothing that rests on the copies may be promised.
+    /// It can't be made durable; nothing that rests on the copies may be promised. They are read again before the next question.
     pub fn ask(&self, question: Question) -> Result<Answer, IndexError> {
-        self.inner().ask(question)
+        self.with(|inner| inner.ask(question))
     }
 
     /// Forgets copies that nobody can need any more by this table.
@@ -205,32 +208,39 @@ impl Copies {
     /// # Errors
     /// As [`Copies::ask`].
     pub fn tidy(&self, table: &Table) -> Result<(), IndexError> {
-        let mut inner = self.inner();
-        let mut writes = Writes::new();
-        for (number, home) in &mut inner.homes {
-            let current = table.generation(*number);
-            let is_old = |one: &Generation| {
-                one.number < current.number || (one.number == current.number && *one != current)
-            };
-            home.forget(*number, is_old, &mut writes);
-        }
-        inner.write(writes, false)
+        self.with(|inner| {
+            let mut writes = Writes::new();
+            for (number, home) in &mut inner.homes {
+                let current = table.generation(*number);
+                let is_old = |one: &Generation| {
+                    one.number < current.number || (one.number == current.number && *one != current)
+                };
+                home.forget(*number, is_old, &mut writes);
+            }
+            inner.write(writes, false)
+        })
     }
 
     /// Forgets copies that the table never named.
     pub(super) fn forget(&self, generations: &BTreeMap<u32, Generation>) -> Result<(), IndexError> {
-        let mut inner = self.inner();
-        let mut writes = Writes::new();
-        for (number, generation) in generations {
-            if let Some(home) = inner.homes.get_mut(number) {
-                home.forget(*number, |one| one == generation, &mut writes);
+        self.with(|inner| {
+            let mut writes = Writes::new();
+            for (number, generation) in generations {
+                if let Some(home) = inner.homes.get_mut(number) {
+                    home.forget(*number, |one| one == generation, &mut writes);
+                }
             }
-        }
-        inner.write(writes, false)
+            inner.write(writes, false)
+        })
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// After an error of the disk what is in memory may not be on it, and the index takes nothing more: all is read again.
+    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(folder), None) = (&inner.folder, &inner.index) {
+            *inner = Inner::open(folder)?;
+        }
+        work(&mut inner).inspect_err(|_| inner.index = None)
     }
 }
 
@@ -252,6 +262,20 @@ impl Home {
 }
 
 impl Inner {
+    fn open(folder: &Path) -> Result<Inner, IndexError> {
+        let index = Index::open(folder)?;
+        let mut inner = Inner::default();
+        for row in index.load() {
+            let (key, value) = row?;
+            inner.restore(&key, &value).ok_or_else(|| IndexError::Damaged {
+                path: folder.to_owned(),
+                what: "a row is none of a copy".to_owned(),
+            })?;
+        }
+        (inner.folder, inner.index) = (Some(folder.to_owned()), Some(index));
+        Ok(inner)
+    }
+
     fn ask(&mut self, question: Question) -> Result<Answer, IndexError> {
         match question {
             Question::Stage { homes, instances, is_last } => self.stage(&homes, instances, is_last),
@@ -384,12 +408,6 @@ impl Inner {
         Ok(())
     }
 
-    /// A batch has a number at least.
-    fn prove(&mut self) -> Result<(), IndexError> {
-        self.save(Writes::new())?;
-        self.write(Writes::new(), true)
-    }
-
     fn save(&mut self, writes: Writes) -> Result<(), IndexError> {
         let Some(index) = &mut self.index else { return Ok(()) };
         let next = Lsn(index.upto().0 + 1);
@@ -433,4 +451,42 @@ fn instance_key(home: u32, generation: Generation, name: &Name) -> Vec<u8> {
     let mut key = copy_key(INSTANCE, home, generation);
     key.extend_from_slice(name.as_str().as_bytes());
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_error_of_the_disk_all_is_read_again_by_whoever_asks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let copies = Copies::open(folder.path()).expect("a folder of its own");
+        let generation = Generation { number: 1, nonce: 1 };
+        let name = Name::parse("x/1").expect("a name");
+        let change = |text: &str| Change { home: 5, name: name.clone(), bytes: Some(text.as_bytes().into()) };
+        let stage = Question::Stage {
+            homes: vec![(5, generation, 1)],
+            instances: vec![change("one")],
+            is_last: true,
+        };
+        assert_eq!(copies.ask(stage), Ok(Answer::Done));
+        // The keeper's, which lives on meanwhile.
+        let keepers = copies.clone();
+        let failed = copies.with(|inner| {
+            let copy = inner.copy(5, generation).expect("it is there");
+            copy.instances.insert(name.clone(), b"never written".as_slice().into());
+            Err::<(), _>(IndexError::InUse { path: folder.path().to_owned() })
+        });
+        assert!(failed.is_err());
+        let read = Question::Read { home: 5, generation, after: None };
+        let instances = vec![(name.clone(), b"one".as_slice().into())];
+        assert_eq!(keepers.ask(read), Ok(Answer::Page { epoch: 1, instances, is_last: true }));
+        assert_eq!(copies.prove(), Ok(()));
+        let commit = Question::Commit {
+            homes: vec![(5, generation)],
+            epochs: Vec::new(),
+            changes: vec![change("two")],
+        };
+        assert_eq!(copies.ask(commit), Ok(Answer::Done));
+    }
 }
